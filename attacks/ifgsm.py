@@ -1,0 +1,48 @@
+"""Iterated FGSM (the basic iterative method): small steps from the clean input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks.access import GradientAccess
+from attacks.base import Attack, register_attack
+from attacks.pgd import climb
+from models.base import Batch
+from models.randomness import Randomness
+from models.threat import ThreatModel
+
+
+@register_attack("ifgsm")
+@dataclass(frozen=True, kw_only=True)
+class IteratedFGSM(Attack):
+    """x_{t+1} = Clip_{x,eps}(x_t + a sign(grad J(x_t, y))), x_0 = x.
+
+    `relative_step` is a in units of eps. A sample leaves at its first misclassification.
+    Source: Kurakin, Goodfellow, Bengio 2017, 1607.02533, section 2.2.
+    """
+
+    paper = "Kurakin, Goodfellow, Bengio 2017, 1607.02533"
+    norms = ("linf", "l2", "l1")
+
+    steps: int = 10
+    relative_step: float = 0.2
+    loss: str = "ce"
+
+    def propose(
+        self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None
+    ) -> Tensor:
+        rows = torch.arange(len(batch), device=batch.x.device)
+        found, _ = climb(
+            model,
+            batch,
+            batch.x,
+            rows,
+            threat,
+            loss=self.loss,
+            steps=self.steps,
+            step_size=self.relative_step * threat.radius,
+        )
+        return found

@@ -1,0 +1,1 @@
+"""The roof: plans, runs, stores and tabulates benchmarks of attacks and certificates."""

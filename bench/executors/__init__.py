@@ -1,0 +1,1 @@
+"""Ways to map cells to records: each offers `map(function, cells)` and yields records as they come."""

@@ -1,0 +1,85 @@
+"""From records to one frame, and from that frame to a verdict per sample: attacked, certified or open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from bench.record import Record
+from models.errors import UserError
+
+KEYS = ["data", "model", "defense", "defended", "kind", "judge", "norm", "eps"]
+
+
+def gather(records: Iterable[Record]) -> pd.DataFrame:
+    """All outcomes of finished records in one frame; `eps` is NaN for the smallest perturbation."""
+    frames = []
+    for record in records:
+        if record.header.status != "done":
+            continue
+        cell = record.cell
+        frames.append(
+            record.outcomes.assign(
+                data=cell.data,
+                model=cell.model,
+                defense=cell.defense,
+                defended=cell.defended,
+                kind=cell.judge.kind,
+                judge=cell.judge.label,
+                norm=cell.threat.norm,
+                eps=float("nan") if cell.threat.eps is None else cell.threat.eps,
+            )
+        )
+    if not frames:
+        raise UserError("no finished cell to tabulate: see the reasons above, or run the matrix first")
+    return pd.concat(frames, ignore_index=True)
+
+
+def broken_at(outcomes: pd.DataFrame, eps: float) -> pd.Series:
+    """Which rows show an adversarial example within `eps`: a closer one found at any radius counts."""
+    attack = outcomes["kind"] == "attack"
+    return attack & outcomes["success"] & (outcomes["distance"] <= eps)
+
+
+def certified_at(outcomes: pd.DataFrame, eps: float) -> pd.Series:
+    """Which rows prove robustness within `eps`: a proof at a larger radius holds here too."""
+    return (outcomes["kind"] == "certificate") & outcomes["certified"] & (outcomes["eps"] >= eps)
+
+
+def verdicts(outcomes: pd.DataFrame, norm: str, eps: float) -> pd.DataFrame:
+    """One row per (defended, index): clean, attacked (some attack breaks it) and certified (some proof holds).
+
+    A sample that is misclassified when clean counts as attacked.
+    """
+    mine = outcomes[outcomes["norm"] == norm]
+    rows = pd.DataFrame(
+        {
+            "model": mine["model"],
+            "defense": mine["defense"],
+            "defended": mine["defended"],
+            "index": mine["index"],
+            "clean": mine["clean"],
+            "attacked": broken_at(mine, eps) | ~mine["clean"],
+            "certified": certified_at(mine, eps),
+        }
+    )
+    grouped = rows.groupby(["model", "defense", "defended", "index"], sort=True)
+    return grouped.agg(
+        clean=("clean", "all"), attacked=("attacked", "any"), certified=("certified", "any")
+    ).reset_index()
+
+
+def contradictions(outcomes: pd.DataFrame) -> list[str]:
+    """One line for each certified sample that an attack breaks: one of the two is wrong."""
+    found = []
+    proofs = outcomes[(outcomes["kind"] == "certificate") & outcomes["certified"]]
+    attacks = outcomes[(outcomes["kind"] == "attack") & outcomes["success"]]
+    pairs = proofs.merge(attacks, on=["data", "defended", "norm", "index"], suffixes=("_proof", "_attack"))
+    clash = pairs[pairs["distance_attack"] <= pairs["eps_proof"]]
+    for _, row in clash.iterrows():
+        found.append(
+            f"sample {row['index']} of {row['data']} on {row['defended']}: '{row['judge_proof']}' certifies "
+            f"{row['norm']} {row['eps_proof']:g}, but '{row['judge_attack']}' breaks it at {row['distance_attack']:.6g}"
+        )
+    return found

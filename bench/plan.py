@@ -1,0 +1,168 @@
+"""From a matrix to its cells: pure, needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from bench.catalog import Catalog, Entry
+from bench.cell import Cell, Component, Threat
+from bench.spec import MatrixSpec
+from models.errors import UserError
+from models.registry import suggest
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Something the matrix named that cannot be run, and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a matrix in the order they run, and what was left out."""
+
+    cells: tuple[Cell, ...]
+    skips: tuple[Skip, ...]
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Names from the command line that replace the matrix' own lists; an empty tuple keeps them."""
+
+    models: tuple[str, ...] = ()
+    defenses: tuple[str, ...] = ()
+    attacks: tuple[str, ...] = ()
+    certificates: tuple[str, ...] = ()
+
+
+def expand(kind: str, names: tuple[str, ...], known: dict[str, Entry]) -> list[str]:
+    """`names` with "*" replaced by everything known; raises UserError for an unknown name."""
+    if "*" in names:
+        return sorted(known)
+    for name in names:
+        if name not in known:
+            raise suggest(kind, name, sorted(known))
+    return list(dict.fromkeys(names))
+
+
+def make_plan(spec: MatrixSpec, catalog: Catalog, weights: Callable[[str], str], filters: Filters | None = None) -> Plan:
+    """Every cell of `spec`; `weights` maps a zoo name to its weights' hash.
+
+    Raises UserError for unknown names and for parameters a component does not have.
+    """
+    spec, pairs = _filtered(spec, catalog, filters or Filters())
+    if spec.data not in catalog.data:
+        raise suggest("data set", spec.data, sorted(catalog.data))
+    skips = [Skip(f"{model}+{defense}", reason) for model, defense, reason in pairs if reason]
+    zoo = [(model, defense) for model, defense, reason in pairs if not reason]
+    sources = [name for name in map(zoo_name, zoo) if "*" in spec.sources or name in spec.sources]
+    cells: list[Cell] = []
+    for model, defense in zoo:
+        for judge, threat, images in _judges(spec, catalog, zoo_name((model, defense)), sources):
+            cells.append(
+                Cell(
+                    data=spec.data,
+                    images=images,
+                    model=model,
+                    defense=defense,
+                    weights=_all_weights(zoo_name((model, defense)), judge, weights),
+                    judge=judge,
+                    threat=threat,
+                    seed=spec.seed,
+                )
+            )
+    idle = _idle(spec, catalog)
+    return Plan(tuple(cells), (*skips, *idle))
+
+
+def zoo_name(pair: tuple[str, str]) -> str:
+    """The zoo name of (model, defense)."""
+    return pair[0] if pair[1] == "none" else f"{pair[0]}+{pair[1]}"
+
+
+def _filtered(
+    spec: MatrixSpec, catalog: Catalog, filters: Filters
+) -> tuple[MatrixSpec, list[tuple[str, str, str | None]]]:
+    """The matrix under the filters, and its (model, defense, why not) pairs in order."""
+    changes: dict[str, tuple[str, ...]] = {}
+    if filters.attacks or filters.certificates:
+        changes = {"attacks": filters.attacks, "certificates": filters.certificates}
+    if filters.defenses:
+        changes["defenses"] = filters.defenses
+    spec = spec.model_copy(update=changes)
+    defenses = expand("defense", spec.defenses, catalog.defenses)
+    pairs: list[tuple[str, str]] = []
+    for name in filters.models or spec.models:
+        model, plus, defense = name.partition("+")
+        models = expand("model", (model,), catalog.models)
+        chosen = expand("defense", (defense,), catalog.defenses) if plus else defenses
+        pairs += [(model, defense) for model in models for defense in chosen]
+    ordered = sorted(dict.fromkeys(pairs), key=lambda pair: (pair[0], pair[1] != "none", pair[1]))
+    if not ordered:
+        raise UserError("the matrix names no model: add one to `models`, or pass --model")
+    return spec, [(m, d, catalog.defenses[d].refuses.get(m)) for m, d in ordered]
+
+
+def _all_weights(name: str, judge: Component, weights: Callable[[str], str]) -> str:
+    source = judge.chosen.get("source")
+    return weights(name) if source is None else f"{weights(name)}<{weights(source)}"
+
+
+def _judges(
+    spec: MatrixSpec, catalog: Catalog, defended: str, sources: list[str]
+) -> Iterator[tuple[Component, Threat, int]]:
+    """Every (judge, threat, number of images) that the matrix sets on one defended model."""
+    for name in expand("attack", spec.attacks, catalog.attacks):
+        entry = catalog.attacks[name]
+        images = spec.images[entry.cost]
+        chosen = _chosen(spec, entry)
+        variants = [chosen]
+        if entry.models:
+            variants = [{**chosen, entry.models[0]: source} for source in sources if source != defended]
+        for variant in variants:
+            judge = Component(kind="attack", name=name, chosen=variant, defaults=entry.defaults)
+            for threat in _threats(spec, entry):
+                if images:
+                    yield judge, threat, images
+    for name in expand("certificate", spec.certificates, catalog.certificates):
+        entry = catalog.certificates[name]
+        images = spec.images[entry.cost]
+        judge = Component(
+            kind="certificate", name=name, chosen=_chosen(spec, entry), defaults=entry.defaults
+        )
+        for threat in _threats(spec, entry):
+            if images:
+                yield judge, threat, images
+
+
+def _chosen(spec: MatrixSpec, entry: Entry) -> dict[str, object]:
+    chosen = spec.parameters.get(entry.name, {})
+    for key in chosen:
+        if key not in entry.defaults:
+            raise suggest(f"parameter of {entry.name}", key, sorted(entry.defaults))
+    return dict(chosen)
+
+
+def _threats(spec: MatrixSpec, entry: Entry) -> list[Threat]:
+    """The matrix' threats in the component's norms; one without eps per norm for a minimal attack."""
+    mine = [threat for threat in spec.threats if threat.norm in entry.norms]
+    if entry.minimal:
+        return [Threat(norm=norm, eps=None) for norm in dict.fromkeys(threat.norm for threat in mine)]
+    return [threat for threat in mine if threat.eps is not None]
+
+
+def _idle(spec: MatrixSpec, catalog: Catalog) -> list[Skip]:
+    """Components that the matrix names but whose norms it never asks for."""
+    named = [("attack", name, catalog.attacks[name]) for name in expand("attack", spec.attacks, catalog.attacks)]
+    named += [
+        ("certificate", name, catalog.certificates[name])
+        for name in expand("certificate", spec.certificates, catalog.certificates)
+    ]
+    return [
+        Skip(f"{kind} {name}", f"has norms {', '.join(entry.norms)}, which no threat of this matrix uses")
+        for kind, name, entry in named
+        if not _threats(spec, entry)
+    ]

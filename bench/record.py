@@ -1,0 +1,84 @@
+"""What a run leaves behind: one record a cell, one row an example, typed; needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from bench.cell import Cell
+
+COLUMNS: dict[str, str] = {
+    "index": "int64",
+    "label": "int64",
+    "clean": "bool",
+    "success": "bool",
+    "distance": "float64",
+    "input_norm": "float64",
+    "rmsd": "float64",
+    "margin": "float64",
+    "legal": "bool",
+    "forward": "int64",
+    "backward": "int64",
+    "certified": "bool",
+    "lower": "float64",
+}
+"""The columns of a record.
+
+index: place in the data set. label: true class. clean: the clean input is classified correctly.
+success: the model errs on the attack's point (always so where clean is False). distance: the
+perturbation's norm, NaN where the attack failed. input_norm: ||x|| in the same norm. rmsd:
+sqrt(mean((x' - x)^2)), NaN where the attack failed. margin: z_y - max z_j at the attack's point, NaN
+for certificates. legal: the proposal stayed in ball and box. forward, backward: passes used.
+certified: the certificate holds. lower: its smallest lower bound on the margin, NaN for attacks.
+"""
+
+
+class Provenance(BaseModel):
+    """What made a record: versions, commit, device, data."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    commit: str
+    dirty: bool
+    python: str
+    torch: str
+    platform: str
+    device: str
+    data_sha256: str
+    started: str
+
+
+class Header(BaseModel):
+    """All of a record but its rows; `reason` says why a cell was skipped or failed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cell: Cell
+    status: Literal["done", "skipped", "failed"]
+    reason: str = ""
+    wall_seconds: float = 0.0
+    confidence: float = 1.0
+    shared_forward: int = 0
+    shared_backward: int = 0
+    provenance: Provenance | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A header and its outcomes, one row an example with COLUMNS."""
+
+    header: Header
+    outcomes: pd.DataFrame
+
+    @property
+    def cell(self) -> Cell:
+        return self.header.cell
+
+
+def empty_outcomes() -> pd.DataFrame:
+    """No rows, with every column typed."""
+    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COLUMNS.items()})

@@ -1,0 +1,86 @@
+"""Builds the catalog from the registries: the one place that turns components into plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+from attacks.base import ATTACKS
+from bench.catalog import Catalog, Entry, plain
+from certify.base import CERTIFIERS
+from defenses.base import DEFENSES
+from models.architecture import MODELS
+from models.data import DATA
+from models.discover import import_modules
+
+for room in ("models", "attacks", "certify", "defenses"):
+    import_modules(room)
+
+
+def first_line(thing: Any) -> str:
+    """The claim that a docstring opens with."""
+    return (inspect.getdoc(thing) or "").split("\n", maxsplit=1)[0]
+
+
+def _defaults(cls: type, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    fields = [field for field in dataclasses.fields(cls) if field.name not in without]
+    found = {}
+    for field in fields:
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = plain(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = plain(field.default_factory())
+    return found
+
+
+def catalog() -> Catalog:
+    """Every registered component as plain data."""
+    return Catalog(
+        models={
+            name: Entry(name=name, summary=first_line(MODELS[name].build), paper=MODELS[name].paper) for name in MODELS
+        },
+        defenses={name: _defense(name) for name in DEFENSES},
+        attacks={name: _attack(name) for name in ATTACKS},
+        certificates={name: _certificate(name) for name in CERTIFIERS},
+        data={name: Entry(name=name, summary=first_line(DATA[name]), paper="") for name in DATA},
+    )
+
+
+def _defense(name: str) -> Entry:
+    cls = DEFENSES[name]
+    reasons = {model: cls().refuses(MODELS[model]) for model in MODELS}
+    return Entry(
+        name=name,
+        summary=first_line(cls),
+        paper=cls.paper,
+        defaults=_defaults(cls),
+        refuses={model: reason for model, reason in reasons.items() if reason},
+    )
+
+
+def _attack(name: str) -> Entry:
+    cls = ATTACKS[name]
+    return Entry(
+        name=name,
+        summary=first_line(cls),
+        paper=cls.paper,
+        norms=cls.norms,
+        minimal=cls.minimal,
+        access=cls.access,
+        cost=cls.cost,
+        models=cls.models,
+        defaults=_defaults(cls, cls.models),
+    )
+
+
+def _certificate(name: str) -> Entry:
+    cls = CERTIFIERS[name]
+    return Entry(
+        name=name,
+        summary=first_line(cls),
+        paper=cls.paper,
+        norms=cls.norms,
+        cost=cls.cost,
+        defaults=_defaults(cls),
+    )

@@ -1,0 +1,75 @@
+"""Tables as CSV, Markdown, HTML and terminal text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from bench.tables import Table
+from models.atomic import write_atomically
+
+STYLE = """<style>
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem;color:#1a1a1a}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{padding:.35rem .7rem;border-bottom:1px solid #d0d0d0;text-align:right;white-space:nowrap}
+th{border-bottom:2px solid #555}td:first-child,th:first-child,td:nth-child(2),th:nth-child(2){text-align:left}
+div{overflow-x:auto}
+@media(prefers-color-scheme:dark){body{background:#16181c;color:#e6e6e6}td{border-color:#3a3d42}}
+</style>"""
+
+
+def formatted(table: Table) -> pd.DataFrame:
+    """The frame as people read it: percentages with one decimal, three significant digits otherwise."""
+    out = pd.DataFrame(index=table.frame.index)
+    for name in table.frame.columns:
+        column = table.frame[name]
+        if name in table.percent:
+            out[name] = [("-" if pd.isna(value) else f"{100 * value:.1f} %") for value in column]
+        elif pd.api.types.is_float_dtype(column):
+            out[name] = [("-" if pd.isna(value) else f"{value:.3g}") for value in column]
+        else:
+            out[name] = column.astype(str)
+    return out
+
+
+def write(tables: Iterable[Table], folder: Path) -> list[Path]:
+    """Writes every table as .csv, .md and .html under `folder` and removes those of older runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for table in tables:
+        shown = formatted(table)
+        page = shown.to_html(index=False, border=0, justify="right")
+        texts = {
+            "csv": table.frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
+            "md": f"{table.caption}.\n\n{shown.to_markdown(index=False)}\n",
+            "html": (
+                f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(table.name)}</title>\n'
+                f'<meta name="viewport" content="width=device-width">\n{STYLE}</head>\n'
+                f"<body><h1>{escape(table.name)}</h1>\n<p>{escape(table.caption)}.</p>\n<div>{page}</div>\n</body></html>\n"
+            ),
+        }
+        for suffix, text in texts.items():
+            path = folder / f"{table.name}.{suffix}"
+            write_atomically(path, text.encode())
+            written.append(path)
+    for old in folder.glob("*"):
+        if old.is_file() and old not in written:
+            old.unlink()
+    return written
+
+
+def show(table: Table, console: Console) -> None:
+    """Prints a table to the terminal."""
+    shown = formatted(table)
+    rich = RichTable(title=table.name, caption=table.caption, title_justify="left", caption_justify="left")
+    for name in shown.columns:
+        numeric = name in table.percent or pd.api.types.is_numeric_dtype(table.frame[name])
+        rich.add_column(name.replace("_", " "), justify="right" if numeric else "left")
+    for row in shown.itertuples(index=False):
+        rich.add_row(*map(str, row))
+    console.print(rich)

@@ -1,0 +1,108 @@
+"""What a matrix asks for: read from TOML, validated, frozen; needs no torch."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from bench.cell import Threat
+from models.cost import Cost
+from models.eps import parse_eps
+from models.errors import UserError
+from models.registry import suggest
+
+MATRICES = Path(__file__).parent / "matrices"
+NORMS = ("linf", "l2", "l1")
+
+
+class MatrixSpec(BaseModel):
+    """A benchmark: which models, defences, attacks and certificates meet under which threats.
+
+    "*" in a list stands for everything registered. `images` says how many images a component
+    of each cost class gets; `parameters` overrides hyper-parameters by component name;
+    `sources` are the models whose adversarial examples are transferred.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    data: str = "mnist5k"
+    seed: int = 0
+    models: tuple[str, ...] = ("*",)
+    defenses: tuple[str, ...] = ("*",)
+    attacks: tuple[str, ...] = ("*",)
+    certificates: tuple[str, ...] = ("*",)
+    sources: tuple[str, ...] = ("*",)
+    threats: tuple[Threat, ...]
+    images: dict[Cost, int]
+    parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    @field_validator("threats", mode="before")
+    @classmethod
+    def _read_threats(cls, value: Any) -> Any:
+        rows = []
+        for row in value:
+            if row.get("norm") not in NORMS:
+                raise ValueError(f"unknown norm {row.get('norm')!r}: known are {', '.join(NORMS)}")
+            try:
+                rows.append({**row, "eps": parse_eps(row.get("eps"))})
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        return rows
+
+    @field_validator("images")
+    @classmethod
+    def _positive(cls, value: dict[Cost, int]) -> dict[Cost, int]:
+        missing = [cost.value for cost in Cost if cost not in value]
+        if missing:
+            raise ValueError(f"no number of images for cost class {', '.join(missing)}")
+        if min(value.values()) < 0:
+            raise ValueError("numbers of images must be >= 0")
+        return value
+
+    def limited(self, limit: int | None) -> MatrixSpec:
+        """The same matrix on at most `limit` images of each kind."""
+        if limit is None:
+            return self
+        if limit < 1:
+            raise UserError(f"--limit must be at least 1, not {limit}")
+        return self.model_copy(update={"images": {cost: min(n, limit) for cost, n in self.images.items()}})
+
+
+def matrix_names() -> list[str]:
+    """The matrices that ship with the suite."""
+    return sorted(path.stem for path in MATRICES.glob("*.toml"))
+
+
+def read_matrix(name: str) -> MatrixSpec:
+    """The shipped matrix `name`, or the one in the file `name` (ending in .toml).
+
+    Raises UserError naming file and line for TOML that cannot be read, and file and field for
+    values that are not valid.
+    """
+    path = Path(name) if name.endswith(".toml") else MATRICES / f"{name}.toml"
+    if not path.exists():
+        if name.endswith(".toml"):
+            raise UserError(f"no matrix file {path}")
+        raise suggest("matrix", name, matrix_names())
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    try:
+        return MatrixSpec(**{"name": path.stem, **raw})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        line = _line_of(path, str(first["loc"][0]))
+        raise UserError(f"{path}{line}: {field}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _line_of(path: Path, field: str) -> str:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip().lstrip("[").startswith(field):
+            return f", line {number}"
+    return ""

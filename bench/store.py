@@ -1,0 +1,91 @@
+"""Records on disk: a folder of Parquet files, one a cell, each written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+from pydantic import BaseModel, ValidationError
+
+from bench.record import COLUMNS, Header, Record
+from models.atomic import write_atomically
+from models.errors import UserError
+
+KEY = b"rhobust"
+
+
+class RunFile(BaseModel):
+    """What the last run was asked for: the matrix' name, its cells in order, and what it skipped."""
+
+    matrix: str
+    cells: list[str]
+    skips: list[tuple[str, str]]
+
+
+class DamagedRecord(UserError):
+    """A record file that cannot be read."""
+
+
+class Store:
+    """The records of `folder` (results/): `records/ID.parquet`, `artifacts/ID.safetensors`, `run.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.records = folder / "records"
+
+    def path(self, cell_id: str) -> Path:
+        return self.records / f"{cell_id}.parquet"
+
+    def put(self, record: Record) -> None:
+        """Stores a record under its cell's identity, replacing an older one."""
+        self.records.mkdir(parents=True, exist_ok=True)
+        frame = record.outcomes[list(COLUMNS)].astype(COLUMNS)
+        table = pyarrow.Table.from_pandas(frame, preserve_index=False)
+        table = table.replace_schema_metadata({KEY: record.header.model_dump_json().encode()})
+        final = self.path(record.cell.id)
+        partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
+        pyarrow.parquet.write_table(table, partial)
+        os.replace(partial, final)
+
+    def get(self, cell_id: str) -> Record | None:
+        """The record of a cell, or None; raises DamagedRecord where its file cannot be read."""
+        path = self.path(cell_id)
+        if not path.exists():
+            return None
+        try:
+            table = pyarrow.parquet.read_table(path)
+            header = Header.model_validate_json((table.schema.metadata or {})[KEY])
+            frame = table.to_pandas()[list(COLUMNS)].astype(COLUMNS)
+        except (pyarrow.ArrowException, OSError, KeyError, ValidationError, ValueError):
+            raise DamagedRecord(f"record {path} is damaged: delete it and run again") from None
+        return Record(header, frame)
+
+    def header(self, cell_id: str) -> Header | None:
+        """The header alone, or None where the record is absent or damaged."""
+        try:
+            schema = pyarrow.parquet.read_schema(self.path(cell_id))
+            return Header.model_validate_json((schema.metadata or {})[KEY])
+        except (pyarrow.ArrowException, OSError, KeyError, ValidationError, ValueError):
+            return None
+
+    def many(self, cell_ids: Iterable[str]) -> list[Record]:
+        """The records that exist, in the order asked for."""
+        found = (self.get(cell_id) for cell_id in cell_ids)
+        return [record for record in found if record is not None]
+
+    def save_run(self, run: RunFile) -> None:
+        """Remembers what was asked for, for `table`."""
+        write_atomically(self.folder / "run.json", (run.model_dump_json(indent=1) + "\n").encode())
+
+    def load_run(self) -> RunFile:
+        """The last run; raises UserError where there is none or it cannot be read."""
+        path = self.folder / "run.json"
+        try:
+            return RunFile.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise UserError(f"no run under {self.folder}: python -m bench run --out {self.folder}") from None
+        except ValidationError:
+            raise UserError(f"{path} is damaged: repeat the run, finished cells are kept") from None

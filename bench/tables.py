@@ -1,0 +1,182 @@
+"""Leaderboards: pure functions of the outcomes, the same bytes for the same records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from bench.outcomes import KEYS, broken_at, certified_at, verdicts
+from bench.stats import wilson
+
+
+@dataclass(frozen=True)
+class Table:
+    """A named frame with its caption; columns of fractions are named in `percent`."""
+
+    name: str
+    caption: str
+    frame: pd.DataFrame
+    percent: tuple[str, ...] = ()
+
+
+def threats(outcomes: pd.DataFrame) -> list[tuple[str, float]]:
+    """The (norm, eps) pairs that some fixed-radius judge was run at, in order."""
+    fixed = outcomes[outcomes["eps"].notna()][["norm", "eps"]].drop_duplicates()
+    order = {"linf": 0, "l2": 1, "l1": 2}
+    return sorted(((row.norm, row.eps) for row in fixed.itertuples()), key=lambda pair: (order[pair[0]], pair[1]))
+
+
+def all_tables(outcomes: pd.DataFrame) -> list[Table]:
+    """Every leaderboard of a run."""
+    tables = []
+    for norm, eps in threats(outcomes):
+        tables += [bracket(outcomes, norm, eps), judges(outcomes, norm, eps)]
+    tables += [rho_adv(outcomes), *transfers(outcomes)]
+    return [table for table in tables if len(table.frame)]
+
+
+def bracket(outcomes: pd.DataFrame, norm: str, eps: float) -> Table:
+    """The headline: robust accuracy lies between `certified` and `attacked`, the rest is the gap."""
+    rows = []
+    best = verdicts(outcomes, norm, eps)
+    for (model, defense, defended), group in best.groupby(["model", "defense", "defended"], sort=True):
+        n, survivors, proved = len(group), int((~group["attacked"]).sum()), int(group["certified"].sum())
+        attacked, certified = wilson(survivors, n), wilson(proved, n)
+        rows.append(
+            {
+                "model": model,
+                "defense": defense,
+                "n": n,
+                "clean": group["clean"].mean(),
+                "certified": proved / n,
+                "attacked": survivors / n,
+                "gap": (survivors - proved) / n,
+                "certified_low": certified[0],
+                "certified_high": certified[1],
+                "attacked_low": attacked[0],
+                "attacked_high": attacked[1],
+                "strongest_attack": _strongest(outcomes, defended, norm, eps),
+                "best_certificate": _tightest(outcomes, defended, norm, eps),
+            }
+        )
+    frame = pd.DataFrame(rows)
+    if len(frame):
+        frame = frame.sort_values(
+            ["certified", "attacked", "model", "defense"], ascending=[False, False, True, True], ignore_index=True
+        )
+    percent = (
+        *("clean", "certified", "attacked", "gap"),
+        *("certified_low", "certified_high", "attacked_low", "attacked_high"),
+    )
+    caption = (
+        f"Robust accuracy at {norm} eps = {eps:g} lies in [certified, attacked]: proofs from below, the worst "
+        "case over all attacks from above (Wilson 95 % intervals in the low/high columns)"
+    )
+    return Table(f"{norm}-{eps:g}", caption, frame, percent)
+
+
+def _of(outcomes: pd.DataFrame, defended: str, norm: str) -> pd.DataFrame:
+    return outcomes[(outcomes["defended"] == defended) & (outcomes["norm"] == norm)]
+
+
+def _strongest(outcomes: pd.DataFrame, defended: str, norm: str, eps: float) -> str:
+    """The attack that breaks most of the correctly classified samples it was given, as a fraction."""
+    mine = _of(outcomes, defended, norm)
+    mine = mine[(mine["kind"] == "attack") & mine["clean"]]
+    if mine.empty:
+        return "-"
+    rate = broken_at(mine, eps).groupby(mine["judge"]).mean()
+    return str(rate.sort_index().idxmax())
+
+
+def _tightest(outcomes: pd.DataFrame, defended: str, norm: str, eps: float) -> str:
+    mine = _of(outcomes, defended, norm)
+    mine = mine[mine["kind"] == "certificate"]
+    rate = certified_at(mine, eps).groupby(mine["judge"]).mean()
+    return str(rate.sort_index().idxmax()) if len(rate) and rate.max() > 0 else "-"
+
+
+def judges(outcomes: pd.DataFrame, norm: str, eps: float) -> Table:
+    """Each attack and certificate alone: robust (or certified) accuracy on its own n images."""
+    rows = []
+    mine = outcomes[(outcomes["norm"] == norm) & (outcomes["eps"].isna() | (outcomes["eps"] == eps))]
+    for key, group in mine.groupby(KEYS, dropna=False, sort=True):
+        named = dict(zip(KEYS, key, strict=True))
+        attack = named["kind"] == "attack"
+        if attack:
+            broken = broken_at(group, eps)
+            held = int((~broken & group["clean"]).sum())
+            found = group[broken & group["clean"]]
+        else:
+            held, found = int(certified_at(group, eps).sum()), group.iloc[:0]
+        low, high = wilson(held, len(group))
+        rows.append(
+            {
+                "model": named["model"],
+                "defense": named["defense"],
+                "kind": named["kind"],
+                "judge": named["judge"],
+                "n": len(group),
+                "accuracy": held / len(group),
+                "low": low,
+                "high": high,
+                "fooling_rate": len(found) / max(int(group["clean"].sum()), 1) if attack else np.nan,
+                "rmsd": found["rmsd"].mean() if attack and len(found) else np.nan,
+                "passes": (group["forward"] + group["backward"]).mean() if attack else np.nan,
+                "illegal": int((~group["legal"]).sum()),
+            }
+        )
+    caption = (
+        f"Each judge alone at {norm} eps = {eps:g}: robust accuracy under an attack (upper bound), certified "
+        "accuracy of a certificate (lower bound), each on its own n images"
+    )
+    return Table(f"{norm}-{eps:g}-judges", caption, pd.DataFrame(rows), ("accuracy", "low", "high", "fooling_rate"))
+
+
+def rho_adv(outcomes: pd.DataFrame) -> Table:
+    """DeepFool's robustness: the mean of ||r|| / ||x|| over correctly classified samples that were fooled."""
+    rows = []
+    minimal = outcomes[(outcomes["kind"] == "attack") & outcomes["eps"].isna()]
+    for key, group in minimal.groupby(["norm", "model", "defense", "judge"], sort=True):
+        fooled = group[group["clean"] & group["success"]]
+        ratio = fooled["distance"] / fooled["input_norm"]
+        rows.append(
+            {
+                **dict(zip(("norm", "model", "defense", "attack"), key, strict=True)),
+                "n": len(group),
+                "rho_adv": ratio.mean(),
+                "standard_error": ratio.std(ddof=1) / np.sqrt(len(ratio)) if len(ratio) > 1 else np.nan,
+                "median_distance": fooled["distance"].median(),
+                "clean_errors": int((~group["clean"]).sum()),
+                "failures": int((group["clean"] & ~group["success"]).sum()),
+            }
+        )
+    caption = (
+        "rho_adv = mean ||r|| / ||x|| (Moosavi-Dezfooli et al. 2016, eq. 15): clean errors are left out, failures "
+        "of the attack are left out and counted"
+    )
+    return Table("rho-adv", caption, pd.DataFrame(rows))
+
+
+def transfers(outcomes: pd.DataFrame) -> list[Table]:
+    """Per threat: the accuracy of each model (column) on the examples made on each source (row)."""
+    tables = []
+    mine = outcomes[outcomes["judge"].str.startswith("transfer(") & outcomes["eps"].notna()]
+    for norm, eps in threats(mine):
+        cell = mine[(mine["norm"] == norm) & (mine["eps"] == eps)]
+        cell = cell.assign(
+            source=cell["judge"].str.extract(r"source=([^,)]+)", expand=False),
+            robust=~cell["success"],
+        )
+        matrix = cell.pivot_table(index="source", columns="defended", values="robust", aggfunc="mean")
+        sizes = cell[cell["clean"]].groupby("source")["rmsd"].mean()
+        frame = matrix.reset_index()
+        frame.insert(1, "rmsd", frame["source"].map(sizes))
+        caption = (
+            f"Transfer at {norm} eps = {eps:g}: accuracy of each model (columns) on adversarial examples made on "
+            "each source (rows); rmsd is that of the examples that fooled another model"
+        )
+        tables.append(Table(f"transfer-{norm}-{eps:g}", caption, frame, tuple(matrix.columns)))
+    return tables

@@ -1,0 +1,191 @@
+"""Runs one cell: the one place where models, attacks, certificates and defences meet."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from attacks.base import ATTACKS, Attack
+from bench.cell import Cell
+from bench.record import Header, Provenance, Record, empty_outcomes
+from certify.base import CERTIFIERS
+from defenses.zoo import ModelName, load, suite_version
+from models.atomic import write_atomically
+from models.base import Batch, Classifier
+from models.data import Dataset, load_data
+from models.discover import import_modules
+from models.errors import NotApplicable, UserError
+from models.randomness import Randomness
+from models.threat import ThreatModel, vector_norm
+
+for room in ("attacks", "certify"):
+    import_modules(room)
+
+ASIDE = 1000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may change how a cell runs but never its outcome (where data lies, device, folders)."""
+
+    data_root: Path | None = None
+    download: bool = False
+    device: str = "cpu"
+    out: Path = Path("results")
+
+
+@lru_cache(maxsize=4)
+def dataset(name: str, root: Path | None, download: bool) -> Dataset:
+    """The data set, read once per process."""
+    return load_data(name, root, download)
+
+
+@lru_cache(maxsize=32)
+def zoo_member(name: str, settings: Settings) -> Classifier:
+    """The trained model, read once per process."""
+    return load(
+        ModelName.parse(name),
+        device=settings.device,
+        root=settings.data_root,
+        download=settings.download,
+    )
+
+
+def run_cell(cell: Cell, settings: Settings) -> Record:
+    """The cell's record: done with outcomes, skipped where the judge does not apply, failed with the reason."""
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    clock = time.perf_counter()
+    try:
+        data = dataset(cell.data, settings.data_root, settings.download)
+        proof = provenance(settings.device, data, started)
+        frame, extra = _judge(cell, data, settings)
+    except NotApplicable as reason:
+        return Record(Header(cell=cell, status="skipped", reason=str(reason)), empty_outcomes())
+    except UserError as reason:
+        return Record(Header(cell=cell, status="failed", reason=str(reason)), empty_outcomes())
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return Record(Header(cell=cell, status="failed", reason=reason), empty_outcomes())
+    seconds = time.perf_counter() - clock
+    header = Header(cell=cell, status="done", wall_seconds=seconds, provenance=proof, **extra)
+    return Record(header, frame)
+
+
+def _judge(cell: Cell, data: Dataset, settings: Settings) -> tuple[pd.DataFrame, dict[str, Any]]:
+    model = zoo_member(cell.defended, settings)
+    panel = data.panel(None)
+    batch = data.batch(panel[: cell.images]).to(settings.device)
+    threat = ThreatModel(cell.threat.norm, cell.threat.eps, data.box)
+    randomness = Randomness(cell.random_seed)
+    if cell.judge.kind == "certificate":
+        return _certify(cell, model, batch, threat, randomness)
+    attack = build_attack(cell, settings)
+    aside = None
+    if attack.fitted:
+        if len(panel) < cell.images + ASIDE:
+            raise UserError(f"'{attack.name}' needs {ASIDE} images beside the {cell.images} scored: lower --limit")
+        aside = data.batch(panel[-ASIDE:]).to(settings.device)
+    result = attack.run(model, batch, threat, randomness, aside)
+    if result.artifacts:
+        _keep(cell, result.artifacts, settings)
+    frame = _frame(
+        batch,
+        threat,
+        clean=result.clean,
+        success=result.success,
+        distance=result.distance,
+        rmsd=torch.where(result.success, _rmsd(batch.x, result.x_adv), torch.nan),
+        margin=result.margin,
+        legal=result.legal,
+        forward=result.forward,
+        backward=result.backward,
+    )
+    return frame, {"shared_forward": result.shared_forward, "shared_backward": result.shared_backward}
+
+
+def build_attack(cell: Cell, settings: Settings) -> Attack:
+    """The attack of a cell, with the classifiers it names loaded."""
+    cls = ATTACKS[cell.judge.name]
+    chosen = dict(cell.judge.chosen)
+    for name in cls.models:
+        chosen[name] = zoo_member(chosen[name], settings)
+    return cls(**chosen)
+
+
+def _certify(
+    cell: Cell, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    certifier = CERTIFIERS[cell.judge.name](**cell.judge.chosen)
+    certificate = certifier.run(model, batch, threat, randomness)
+    with torch.no_grad():
+        clean = torch.cat([model.logits(part.x).argmax(1) for part in batch.split(256)]) == batch.y
+    frame = _frame(batch, threat, clean=clean, certified=certificate.certified, lower=certificate.margin)
+    return frame, {"confidence": certificate.confidence}
+
+
+def _frame(batch: Batch, threat: ThreatModel, **columns: Tensor) -> pd.DataFrame:
+    n = len(batch)
+    absent = {"success": False, "legal": True, "certified": False, "forward": 0, "backward": 0}
+    missing = {name: torch.nan for name in ("distance", "rmsd", "margin", "lower")}
+    frame = empty_outcomes()
+    values: dict[str, Any] = {
+        "index": batch.index,
+        "label": batch.y,
+        "input_norm": vector_norm(batch.x.double(), threat.norm),
+        **columns,
+    }
+    whole = {name: [value] * n for name, value in {**absent, **missing}.items() if name not in values}
+    whole |= {name: tensor.cpu().numpy() for name, tensor in values.items()}
+    return pd.DataFrame(whole)[list(frame.columns)].astype(frame.dtypes.to_dict())
+
+
+def _rmsd(x: Tensor, x_adv: Tensor) -> Tensor:
+    return (x_adv.double() - x.double()).square().flatten(1).mean(1).sqrt()
+
+
+def _keep(cell: Cell, artifacts: dict[str, Tensor], settings: Settings) -> None:
+    content = safetensors_bytes({name: tensor.cpu().contiguous() for name, tensor in artifacts.items()})
+    write_atomically(settings.out / "artifacts" / f"{cell.id}.safetensors", content)
+
+
+def provenance(device: str, data: Dataset, started: str) -> Provenance:
+    """What made a record."""
+    commit, dirty = _commit()
+    return Provenance(
+        version=suite_version(),
+        commit=commit,
+        dirty=dirty,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        platform=platform.platform(),
+        device=device,
+        data_sha256=data.sha256,
+        started=started,
+    )
+
+
+@lru_cache(maxsize=1)
+def _commit() -> tuple[str, bool]:
+    """The commit of the checkout that this file lies in and whether it was changed; ("", False) elsewhere."""
+    here = Path(__file__).parent.parent
+    if not (here / ".git").exists():
+        return "", False
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        state = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "", False
+    return head.stdout.strip(), bool(state.stdout.strip())

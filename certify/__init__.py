@@ -1,0 +1,1 @@
+"""Lower bounds: every certificate proves that there is no counterexample and so pushes robust accuracy up."""

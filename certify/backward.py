@@ -1,0 +1,224 @@
+"""Linear bounds passed back from rows over a node to rows over the input, many samples and rows at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from certify.bounds import Interval, range_over_threat
+from certify.graph import Graph
+from certify.ibp import IntervalPass, margin_rows
+from certify.rules.operation import Affine, Pulled, Relaxed
+from models.threat import ThreatModel
+
+# Small enough for the rows of one chunk to stay near the cache, and far below any memory limit.
+MEMORY = 16 * 2**20
+COPIES = 6
+
+# The largest table of an operation's rows that is shared by all samples.
+TABLE = 256 * 2**20
+
+Pick = Callable[[Tensor], tuple[int, Tensor, Tensor | float]]
+Slope = Callable[[Interval], Tensor | None]
+
+
+def parallel_slope(bounds: Interval) -> None:
+    """The lower line of the triangle has the chord's slope u/(u - l): no free slope."""
+    return
+
+
+def adaptive_slope(bounds: Interval) -> Tensor:
+    """alpha = 1 where u >= -l, else 0: the smaller triangle (Zhang et al. 2018, 1811.00866, section 3.3)."""
+    return (bounds.upper >= -bounds.lower).to(bounds.lower.dtype)
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """A network around x (n, ...) with bounds on the input of every relaxed operation.
+
+    bounds: by the index of the bounded node. alpha: by the index of the relaxed node, the place
+    of its lower slope in [0, 1], (n, *shape) or (n, k, *shape); absent means parallel lines.
+    Any alpha gives valid bounds.
+    """
+
+    graph: Graph
+    x: Tensor
+    threat: ThreatModel
+    bounds: Mapping[int, Interval]
+    alpha: Mapping[int, Tensor]
+
+    def with_alpha(self, alpha: Mapping[int, Tensor]) -> Relaxation:
+        """The same bounds under other lower slopes."""
+        return Relaxation(self.graph, self.x, self.threat, self.bounds, alpha)
+
+    def select(self, samples: slice | Tensor) -> Relaxation:
+        """The same for some of the samples."""
+        bounds = {i: Interval(b.lower[samples], b.upper[samples]) for i, b in self.bounds.items()}
+        alpha = {i: value[samples] for i, value in self.alpha.items()}
+        return Relaxation(self.graph, self.x[samples], self.threat, bounds, alpha)
+
+    def lower(self, node: int, rows: Tensor) -> Tensor:
+        """Lower bounds (n, k) on rows . value(node) over the threat set; rows (n, k, *shape of node)."""
+        return self._pass(node, rows, both=False).lower
+
+    def range(self, node: int, rows: Tensor) -> Interval:
+        """Bounds (n, k) on rows . value(node) from both sides."""
+        if self._antisymmetric(node):
+            return self._pass(node, rows, both=True)
+        lower = self._pass(node, torch.cat([rows, -rows], 1), both=False).lower
+        below, above = lower.chunk(2, 1)
+        return Interval(below, -above)
+
+    def _antisymmetric(self, node: int) -> bool:
+        operations = ((i, self.graph.nodes[i].operation) for i in range(1, node + 1))
+        relaxed = [(i, operation) for i, operation in operations if isinstance(operation, Relaxed)]
+        return all(operation.antisymmetric and i not in self.alpha for i, operation in relaxed)
+
+    def _pass(self, node: int, rows: Tensor, both: bool) -> Interval:
+        shapes = self.graph.shapes(self.x)
+        pending = {node: rows}
+        below: Tensor | float = 0.0
+        above: Tensor | float = 0.0
+        for i in range(node, 0, -1):
+            if i not in pending:
+                continue
+            here = pending.pop(i)
+            operation, inputs = self.graph.nodes[i].operation, self.graph.nodes[i].inputs
+            if isinstance(operation, Affine):
+                constant = operation.constant(here)
+                below, above = below + constant, above + constant
+                parts = operation.transpose(here, *(shapes[j] for j in inputs))
+            else:
+                pulled = self._pull(i, here, both)
+                below, parts = below + pulled.constant, (pulled.rows,)
+                above = above if pulled.opposite is None else above - pulled.opposite
+            for j, part in zip(inputs, parts, strict=True):
+                pending[j] = pending[j] + part if j in pending else part
+        if 0 not in pending:
+            return Interval(torch.as_tensor(below), torch.as_tensor(above))
+        ends = range_over_threat(pending[0], self.x, self.threat)
+        return Interval(ends.lower + below, ends.upper + above)
+
+    def _pull(self, i: int, rows: Tensor, both: bool) -> Pulled:
+        operation = self.graph.nodes[i].operation
+        assert isinstance(operation, Relaxed)
+        bounds = self.bounds[self.graph.nodes[i].inputs[0]]
+        return operation.pull(rows, bounds, self.alpha.get(i), both)
+
+
+def relax(graph: Graph, x: Tensor, threat: ThreatModel, *slopes: Slope, intervals: bool = True) -> Relaxation:
+    """Bounds every relaxed operation's input, layer by layer, and sets lower slopes by the last of `slopes`.
+
+    Each layer starts from its interval bounds; only the entries that these leave undecided get a
+    linear bound, by each of `slopes` in turn, intersected with what is known. With intervals=False
+    every entry's bound is the linear one alone. Differentiable in the network's parameters.
+    """
+    passes = IntervalPass(graph, x, threat)
+    alphas: list[dict[int, Tensor]] = [{} for _ in slopes]
+    bounds: dict[int, Interval] = {}
+    for i in range(1, len(graph.nodes)):
+        if i in graph.tail:
+            continue
+        operation, inputs = graph.nodes[i].operation, graph.nodes[i].inputs
+        if isinstance(operation, Relaxed):
+            source = inputs[0]
+            found = passes.found[source]
+            if source not in passes.exact:
+                wanted = operation.undecided(found) if intervals else torch.ones_like(found.lower).bool()
+                for alpha in alphas:
+                    relaxation = Relaxation(graph, x, threat, bounds, alpha)
+                    linear = _bound_entries(relaxation, source, wanted, found if intervals else None)
+                    found = found.intersect(linear) if intervals else linear
+            passes.found[source] = bounds[source] = found
+            for slope, alpha in zip(slopes, alphas, strict=True):
+                value = slope(found) if operation.free_slope else None
+                if value is not None:
+                    alpha[i] = value.detach()
+        passes.step(i)
+    return Relaxation(graph, x, threat, bounds, alphas[-1])
+
+
+def _bound_entries(relaxation: Relaxation, node: int, wanted: Tensor, known: Interval | None) -> Interval:
+    """Linear bounds on the wanted entries (n, *shape) of a node; others stay as known."""
+    mask = wanted.flatten(1)
+    lower = mask.new_full(mask.shape, -torch.inf, dtype=relaxation.x.dtype)
+    upper = -lower
+    if known is not None:
+        lower, upper = known.lower.flatten(1), known.upper.flatten(1)
+    pick = _entry_rows(relaxation, node, int(mask.sum()))
+    pieces = []
+    for samples, piece in _sample_chunks(relaxation, mask):
+        part = relaxation.select(samples)
+        below, above = lower[samples], upper[samples]
+        size = _rows_at_once(relaxation.graph, relaxation.x, len(piece))
+        for places in piece.split(size, 1) if piece.shape[1] else ():
+            start, rows, constant = pick(places)
+            found = part.range(start, rows)
+            below = below.scatter(1, places, found.lower + constant)
+            above = above.scatter(1, places, found.upper + constant)
+        pieces.append((below, above))
+    below, above = (torch.cat(part).reshape(wanted.shape) for part in zip(*pieces, strict=True))
+    return Interval(below, above)
+
+
+def _entry_rows(relaxation: Relaxation, node: int, wanted: int) -> Pick:
+    """Rows for single entries (n, k) of a node: the node they are over, the rows, and their constant.
+
+    Where many are wanted they start behind the node's own affine operation, whose rows are the same
+    for all samples and are computed once.
+    """
+    shape, operation = relaxation.graph.shapes(relaxation.x)[node], relaxation.graph.nodes[node].operation
+    inputs, size, dtype = relaxation.graph.nodes[node].inputs, shape.numel(), relaxation.x.dtype
+
+    def one_hot(places: Tensor) -> tuple[int, Tensor, Tensor | float]:
+        rows = torch.zeros(*places.shape, size, dtype=dtype, device=places.device)
+        return node, rows.scatter_(2, places.unsqueeze(2), 1.0).unflatten(2, shape), 0.0
+
+    if not isinstance(operation, Affine) or len(inputs) != 1 or wanted < size:
+        return one_hot
+    source = relaxation.graph.shapes(relaxation.x)[inputs[0]]
+    if 8 * size * source.numel() > TABLE:
+        return one_hot
+    everything = torch.eye(size, dtype=dtype, device=relaxation.x.device).reshape(1, size, *shape)
+    table, constant = operation.transpose(everything, source)[0][0], operation.constant(everything)
+    return lambda places: (
+        inputs[0],
+        table[places],
+        constant[0][places] if isinstance(constant, Tensor) else constant,
+    )
+
+
+def _rows_at_once(graph: Graph, x: Tensor, samples: int) -> int:
+    widest = max(shape.numel() for shape in graph.shapes(x))
+    return max(1, MEMORY // (8 * COPIES * widest * samples))
+
+
+def _sample_chunks(relaxation: Relaxation, mask: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Groups of samples, each with the places (samples, k) of at least their marked entries.
+
+    A sample with fewer marked entries than its group's largest count gets others besides.
+    """
+    counts = mask.sum(1)
+    room = _rows_at_once(relaxation.graph, relaxation.x, 1)
+    size = max(1, room // max(1, int(counts.max())))
+    for start in range(0, len(mask), size):
+        samples = slice(start, start + size)
+        order = torch.argsort(mask[samples].to(torch.int8), dim=1, descending=True, stable=True)
+        yield samples, order[:, : int(counts[samples].max())]
+
+
+def margins(relaxation: Relaxation, y: Tensor) -> Tensor:
+    """Lower bounds (n, classes) on z_y - z_j, 0 in column y."""
+    classes = relaxation.graph.num_classes(relaxation.x)
+    rows = margin_rows(y, classes, relaxation.x.dtype)
+    size = max(1, _rows_at_once(relaxation.graph, relaxation.x, 1) // classes)
+    last = len(relaxation.graph.nodes) - 1
+    return torch.cat(
+        [
+            relaxation.select(slice(start, start + size)).lower(last, rows[start : start + size])
+            for start in range(0, len(rows), size)
+        ]
+    )

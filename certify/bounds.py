@@ -1,0 +1,62 @@
+"""What is known of a value: an interval for each entry, and the least value of a row over the threat set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Entrywise bounds lower <= value <= upper, both (n, ...)."""
+
+    lower: Tensor
+    upper: Tensor
+
+    @property
+    def centre(self) -> Tensor:
+        return (self.upper + self.lower) / 2
+
+    @property
+    def radius(self) -> Tensor:
+        return (self.upper - self.lower) / 2
+
+    @staticmethod
+    def around(centre: Tensor, radius: Tensor) -> Interval:
+        """centre -+ radius."""
+        return Interval(centre - radius, centre + radius)
+
+    def intersect(self, other: Interval) -> Interval:
+        """The entries that satisfy both: never looser than either."""
+        return Interval(torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper))
+
+
+def dot(rows: Tensor, values: Tensor) -> Tensor:
+    """rows . values: (n, k, ...) with (n, ...) or (n, k, ...) gives (n, k)."""
+    if values.dim() == rows.dim() and values.shape[1] == rows.shape[1]:
+        return (rows * values).flatten(2).sum(2)
+    return (rows.flatten(2) @ values.flatten(1).unsqueeze(2)).squeeze(2)
+
+
+def least_over_interval(rows: Tensor, interval: Interval) -> Tensor:
+    """min of rows . v over lower <= v <= upper: rows (n, k, ...), result (n, k)."""
+    return dot(rows, interval.centre) - dot(rows.abs(), interval.radius)
+
+
+def range_over_threat(rows: Tensor, x: Tensor, threat: ThreatModel) -> Interval:
+    """Bounds on rows . x' over the threat set around x: rows (n, k, ...), result (n, k).
+
+    Exact for linf, where ball and box meet in a box. For l2 and l1 it is the better of the
+    ball alone, rows . x -+ eps ||rows||_q by the dual norm q, and the enclosing box alone.
+    """
+    box = Interval(*threat.bounds(x))
+    enclosing = Interval.around(dot(rows, box.centre), dot(rows.abs(), box.radius))
+    if threat.norm == "linf" or threat.eps is None:
+        return enclosing
+    order = {"l2": 2.0, "linf": torch.inf}[threat.dual_norm]
+    length = torch.linalg.vector_norm(rows.flatten(2), order, dim=2)
+    return enclosing.intersect(Interval.around(dot(rows, x), threat.eps * length))

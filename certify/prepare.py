@@ -1,0 +1,39 @@
+"""A classifier made ready for proof: a double precision copy, traced and checked against the original."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from certify.graph import Graph, trace
+from models.base import Classifier
+from models.errors import UserError
+
+AGREEMENT = 1e-3
+
+
+def prepare(model: Classifier, x: Tensor) -> tuple[Graph, Tensor]:
+    """The graph of a float64 copy of `model` and x in float64.
+
+    The user's model is not touched. Raises UserError for a stochastic model, for weights that are
+    not finite, and where the graph does not reproduce the model's own logits on x.
+    """
+    if model.stochastic:
+        raise UserError(f"model '{model.name}' is stochastic: only certificates by smoothing apply to it")
+    for name, tensor in [*model.network.named_parameters(), *model.network.named_buffers()]:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"weight '{name}' of model '{model.name}' is NaN or infinite: train it again")
+    network = copy.deepcopy(model.network).double().requires_grad_(False)
+    graph = trace(network)
+    exact = x.double()
+    with torch.no_grad():
+        ours, theirs = graph.values(exact)[-1], model.logits(x).double()
+    error = (ours - theirs).abs().amax() if ours.shape == theirs.shape else torch.tensor(torch.inf)
+    if not float(error) <= AGREEMENT * max(1.0, float(theirs.abs().amax())):
+        raise UserError(
+            f"model '{model.name}' computes something else than its traced operations "
+            f"(difference {float(error):.2g}): write its forward without hidden state or in-place changes"
+        )
+    return graph, exact

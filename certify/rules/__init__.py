@@ -1,0 +1,1 @@
+"""What the certificates know of each operation: one file per family."""

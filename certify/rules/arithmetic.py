@@ -1,0 +1,182 @@
+"""Sums of values, constants added and multiplied (as when a network normalises), and concatenation."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from certify.bounds import Interval, dot
+from certify.rules.operation import Affine, folded
+from certify.rules.table import Call, Constant, Step, Value, like, rule
+from models.errors import UserError
+
+
+@dataclass(frozen=True)
+class ScaleShift(Affine):
+    """out = scale * in + shift, entry by entry; both broadcast over samples.
+
+    Raises UserError where a constant would change the value's shape or differs between samples.
+    """
+
+    scale: Callable[[], Any] = lambda: 1.0
+    shift: Callable[[], Any] = lambda: 0.0
+    diagonal = True
+
+    def parts(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """scale and shift, each of a shape that broadcasts to one sample of `values` (n, ...)."""
+        parts = []
+        for constant in (like(self.scale(), values), like(self.shift(), values)):
+            if constant.dim() == values.dim() and constant.shape[0] == 1:
+                constant = constant[0]
+            if torch.broadcast_shapes(constant.shape, values.shape[1:]) != values.shape[1:]:
+                raise UserError(
+                    f"a constant of shape {tuple(constant.shape)} does not fit values of shape "
+                    f"{tuple(values.shape[1:])}: it must broadcast to one sample"
+                )
+            parts.append(constant)
+        return parts[0], parts[1]
+
+    def forward(self, *values: Tensor) -> Tensor:
+        scale, shift = self.parts(values[0])
+        return values[0] * scale + shift
+
+    def interval(self, *inputs: Interval) -> Interval:
+        scale, shift = self.parts(inputs[0].lower)
+        return Interval.around(inputs[0].centre * scale + shift, inputs[0].radius * scale.abs())
+
+    def gain(self, gain: Tensor, norm: str) -> Tensor | None:
+        return gain * self.parts(gain)[0].abs()
+
+    def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
+        scale = self.parts(torch.zeros(1, *shapes[0], dtype=constants[0].dtype))[0]
+        return constants[0] * scale.abs().amax()
+
+    def transpose(self, rows: Tensor, *shapes: torch.Size) -> tuple[Tensor, ...]:
+        return (rows * self.parts(folded(rows))[0],)
+
+    def constant(self, rows: Tensor) -> Tensor | float:
+        shift = self.parts(folded(rows))[1]
+        return dot(rows, shift.expand(rows.shape[0], *rows.shape[2:]))
+
+
+@dataclass(frozen=True)
+class Sum(Affine):
+    """out = first + sign * second, two values of equal shape."""
+
+    sign: float
+
+    def forward(self, *values: Tensor) -> Tensor:
+        first, second = values
+        if first.shape != second.shape:
+            shapes = f"{tuple(first.shape[1:])} and {tuple(second.shape[1:])}"
+            raise UserError(f"values of shapes {shapes} are added: the certificates need equal shapes")
+        return first + self.sign * second
+
+    def interval(self, *inputs: Interval) -> Interval:
+        first, second = inputs
+        if self.sign > 0:
+            return Interval(first.lower + second.lower, first.upper + second.upper)
+        return Interval(first.lower - second.upper, first.upper - second.lower)
+
+    def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
+        return constants[0] + constants[1]
+
+    def transpose(self, rows: Tensor, *shapes: torch.Size) -> tuple[Tensor, ...]:
+        return rows, self.sign * rows
+
+    def constant(self, rows: Tensor) -> Tensor | float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Concatenate(Affine):
+    """Values joined along `dim` >= 1."""
+
+    dim: int
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return torch.cat(values, self.dim)
+
+    def interval(self, *inputs: Interval) -> Interval:
+        lower = torch.cat([value.lower for value in inputs], self.dim)
+        return Interval(lower, torch.cat([value.upper for value in inputs], self.dim))
+
+    def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
+        together = torch.stack(list(constants))
+        return together.amax() if norm == "linf" else together.norm()
+
+    def transpose(self, rows: Tensor, *shapes: torch.Size) -> tuple[Tensor, ...]:
+        return rows.split([shape[self.dim - 1] for shape in shapes], self.dim + 1)
+
+    def constant(self, rows: Tensor) -> Tensor | float:
+        return 0.0
+
+
+def _sum(call: Call, sign: float) -> Step:
+    given = call.bind("input", "other", alpha=1)
+    first, second = given["input"], given["other"]
+    if given["alpha"] != 1:
+        call.refuse("alpha other than 1 is not understood by the certificates")
+    if isinstance(first, Value) and isinstance(second, Value):
+        return Sum(sign), (first.index, second.index)
+    if isinstance(first, Value):
+        shift = call.constant(second)
+        return ScaleShift(shift=lambda: sign * shift()), (first.index,)
+    return ScaleShift(scale=lambda: sign, shift=call.constant(first)), (call.value(second),)
+
+
+@rule(operator.add, operator.iadd, torch.add, "add", "add_")
+def add(call: Call) -> Step:
+    """a + b, of two values or of a value and a constant."""
+    return _sum(call, 1.0)
+
+
+@rule(operator.sub, operator.isub, torch.sub, "sub", "sub_")
+def subtract(call: Call) -> Step:
+    """a - b, of two values or of a value and a constant."""
+    return _sum(call, -1.0)
+
+
+@rule(operator.mul, operator.imul, torch.mul, "mul", "mul_")
+def multiply(call: Call) -> Step:
+    """a * b, where one is a constant."""
+    given = call.bind("input", "other")
+    first, second = given["input"], given["other"]
+    if isinstance(first, Value) and isinstance(second, Value):
+        call.refuse("the product of two values is not understood by the certificates")
+    if isinstance(first, Value):
+        return ScaleShift(scale=call.constant(second)), (first.index,)
+    return ScaleShift(scale=call.constant(first)), (call.value(second),)
+
+
+@rule(operator.truediv, operator.itruediv, torch.div, torch.true_divide, "div", "div_")
+def divide(call: Call) -> Step:
+    """a / b, where b is a constant."""
+    given = call.bind("input", "other")
+    if isinstance(given["other"], Value):
+        call.refuse("division by a value is not understood by the certificates")
+    divisor = call.constant(given["other"])
+    return ScaleShift(scale=lambda: 1 / divisor()), (call.value(given["input"]),)
+
+
+@rule(operator.neg, torch.neg, "neg")
+def negate(call: Call) -> Step:
+    """-a."""
+    return ScaleShift(scale=lambda: -1.0), (call.value(call.bind("input")["input"]),)
+
+
+@rule(torch.cat, torch.concat)
+def concatenate(call: Call) -> Step:
+    """torch.cat of values along a dimension after the samples'."""
+    given = call.bind("tensors", dim=0)
+    parts, dim = given["tensors"], given["dim"]
+    if not isinstance(dim, int) or dim < 1:
+        call.refuse("must join along a dimension >= 1: 0 are the samples")
+    if any(isinstance(part, Constant) for part in parts):
+        call.refuse("joins a constant, which is not understood by the certificates")
+    return Concatenate(dim), tuple(call.value(part) for part in parts)

@@ -1,0 +1,134 @@
+"""What a certificate asks of one operation: its value, its interval, and how a linear bound passes back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from certify.bounds import Interval, dot
+
+
+class Operation(ABC):
+    """One step of a network, from values (n, ...) to a value (n, ...); samples never mix.
+
+    `diagonal` says that each output entry depends on one input entry alone, by a factor.
+    Tensors are read from the network at each call, so that a graph follows its training.
+    """
+
+    diagonal: ClassVar[bool] = False
+
+    @abstractmethod
+    def forward(self, *values: Tensor) -> Tensor:
+        """The operation itself."""
+
+    @abstractmethod
+    def interval(self, *inputs: Interval) -> Interval:
+        """Bounds on every output entry when each input entry lies anywhere in its interval."""
+
+    @abstractmethod
+    def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
+        """An upper bound on the output's Lipschitz constant, given the inputs' own, in `norm` linf or l2.
+
+        shapes (without samples) are the inputs'; results are 0-dimensional.
+        """
+
+    def gain(self, gain: Tensor, norm: str) -> Tensor | None:
+        """The `norm` of each output's row in x -> operation(gain * x): (1, *output shape), None if unknown.
+
+        `gain` (1, *input shape) is non-negative; an upper bound on the norm may be returned.
+        """
+        return None
+
+
+class Affine(Operation):
+    """out = sum_i M_i in_i + c."""
+
+    @abstractmethod
+    def transpose(self, rows: Tensor, *shapes: torch.Size) -> tuple[Tensor, ...]:
+        """M_i^T rows for each input: rows (n, k, *output shape) to (n, k, *input shape); shapes lack n."""
+
+    @abstractmethod
+    def constant(self, rows: Tensor) -> Tensor | float:
+        """rows . c: (n, k), or 0 where there is no constant."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Two lines that enclose an elementwise function on an interval, as functions of its input z.
+
+    lower_slope z + lower_intercept <= f(z) <= upper_slope z + upper_intercept. Each is
+    (n, ...) or (n, k, ...); an intercept of None is zero. `parallel` says the slopes are equal.
+    """
+
+    lower_slope: Tensor
+    lower_intercept: Tensor | None
+    upper_slope: Tensor
+    upper_intercept: Tensor
+    parallel: bool = False
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """rows . in + constant is below the pulled rows . out: rows (n, k, *input), constant (n, k).
+
+    `opposite` is the constant for the negated rows, where those pull to the negated result.
+    """
+
+    rows: Tensor
+    constant: Tensor
+    opposite: Tensor | None = None
+
+
+class Relaxed(Operation):
+    """Not affine: bounded from both sides, given bounds on its one input.
+
+    `antisymmetric` says that without alpha, rows and -rows pull to rows of opposite sign;
+    `free_slope` that alpha makes a difference.
+    """
+
+    antisymmetric: ClassVar[bool] = False
+    free_slope: ClassVar[bool] = False
+
+    @abstractmethod
+    def pull(self, rows: Tensor, bounds: Interval, alpha: Tensor | None, both: bool = False) -> Pulled:
+        """Passes rows (n, k, *output) back through a linear bound of the operation.
+
+        Non-negative entries of rows follow the lower bound, others the upper one. alpha in [0, 1],
+        (n, *input) or (n, k, *input), places the free lower slope. `both` asks for `opposite`.
+        """
+
+    @abstractmethod
+    def undecided(self, bounds: Interval) -> Tensor:
+        """Input entries whose tighter bounds would tighten the relaxation: bool (n, *input)."""
+
+
+def spread(tensor: Tensor, rows: Tensor) -> Tensor:
+    """(n, ...) as (n, 1, ...) beside rows (n, k, ...); what has k already is left alone."""
+    return tensor if tensor.dim() == rows.dim() else tensor.unsqueeze(1)
+
+
+def pull_lines(rows: Tensor, lines: Lines, both: bool) -> Pulled:
+    """`Relaxed.pull` for an elementwise function between two lines."""
+    negative = rows.clamp(max=0)
+    constant = dot(negative, lines.upper_intercept)
+    if lines.lower_intercept is not None:
+        constant = constant + dot(rows - negative, lines.lower_intercept)
+    below = rows * spread(lines.lower_slope, rows)
+    if not lines.parallel:
+        return Pulled(below + negative * spread(lines.upper_slope - lines.lower_slope, rows), constant)
+    if not both:
+        return Pulled(below, constant)
+    opposite = dot(negative, lines.upper_intercept) - dot(rows, lines.upper_intercept)
+    if lines.lower_intercept is not None:
+        opposite = opposite - dot(negative, lines.lower_intercept)
+    return Pulled(below, constant, opposite)
+
+
+def folded(rows: Tensor) -> Tensor:
+    """(n, k, ...) as (n k, ...), for operations that know samples only."""
+    return rows.flatten(0, 1)

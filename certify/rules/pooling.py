@@ -1,0 +1,214 @@
+"""Average and max pooling over planes (n, channels, height, width)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from certify.bounds import Interval, dot
+from certify.rules.operation import Affine, Pulled, Relaxed
+from certify.rules.table import Call, Step, pair, rule
+
+Pair = tuple[int, int]
+
+
+def _overlap(kernel: Pair, stride: Pair) -> int:
+    """The largest number of windows that share an entry."""
+    return math.ceil(kernel[0] / stride[0]) * math.ceil(kernel[1] / stride[1])
+
+
+@dataclass(frozen=True)
+class AveragePool(Affine):
+    """The mean of each window; zeros of the padding count."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return F.avg_pool2d(values[0], self.kernel, self.stride, self.padding)
+
+    def interval(self, *inputs: Interval) -> Interval:
+        return Interval(self.forward(inputs[0].lower), self.forward(inputs[0].upper))
+
+    def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
+        if norm == "linf":
+            return constants[0]
+        # ||A||_2^2 <= ||A||_1 ||A||_inf: a row sums to at most 1, a column to its windows' shares.
+        return constants[0] * (_overlap(self.kernel, self.stride) / (self.kernel[0] * self.kernel[1])) ** 0.5
+
+    def transpose(self, rows: Tensor, *shapes: torch.Size) -> tuple[Tensor, ...]:
+        missing = [
+            size - ((out - 1) * stride - 2 * pad + kernel)
+            for size, out, stride, pad, kernel in zip(
+                shapes[0][-2:], rows.shape[-2:], self.stride, self.padding, self.kernel, strict=True
+            )
+        ]
+        weight = rows.new_full((1, 1, *self.kernel), 1 / (self.kernel[0] * self.kernel[1]))
+        planes = rows.flatten(0, 2).unsqueeze(1)
+        # Rows that no window reached keep zero, also beyond the output padding that torch allows.
+        allowed = [min(gap, stride - 1) for gap, stride in zip(missing, self.stride, strict=True)]
+        back = F.conv_transpose2d(planes, weight, None, self.stride, self.padding, allowed)
+        rest = [gap - had for gap, had in zip(missing, allowed, strict=True)]
+        back = F.pad(back, (0, rest[1], 0, rest[0]))
+        return (back.reshape(*rows.shape[:2], *shapes[0]),)
+
+    def constant(self, rows: Tensor) -> Tensor | float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class GlobalAverage(Affine):
+    """The mean over height and width, kept as size 1 or dropped."""
+
+    keep: bool
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return values[0].mean((2, 3), keepdim=self.keep)
+
+    def interval(self, *inputs: Interval) -> Interval:
+        return Interval(self.forward(inputs[0].lower), self.forward(inputs[0].upper))
+
+    def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
+        return constants[0] if norm == "linf" else constants[0] / math.sqrt(shapes[0][-2] * shapes[0][-1])
+
+    def transpose(self, rows: Tensor, *shapes: torch.Size) -> tuple[Tensor, ...]:
+        height, width = shapes[0][-2:]
+        mean = rows / (height * width)
+        mean = mean if self.keep else mean[..., None, None]
+        return (mean.expand(*rows.shape[:2], *shapes[0]),)
+
+    def constant(self, rows: Tensor) -> Tensor | float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class MaxPool(Relaxed):
+    """The largest entry of each window; padding never wins.
+
+    Linear bounds: the input with the largest lower bound from below; from above that same input
+    where its lower bound reaches every other's upper bound, else the constant largest upper bound.
+    """
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return F.max_pool2d(values[0], self.kernel, self.stride, self.padding, self.dilation)
+
+    def interval(self, *inputs: Interval) -> Interval:
+        return Interval(self.forward(inputs[0].lower), self.forward(inputs[0].upper))
+
+    def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
+        """1 for linf; for l2 an entry counts once for each window that it may win."""
+        if norm == "linf":
+            return constants[0]
+        step = self.stride if self.dilation == (1, 1) else (1, 1)
+        return constants[0] * _overlap(self.kernel, step) ** 0.5
+
+    def _windows(self, values: Tensor, fill: float) -> Tensor:
+        """The entries of each window: (n, channels, height, width) to (n, channels, kernel, windows)."""
+        pad = (self.padding[1], self.padding[1], self.padding[0], self.padding[0])
+        padded = F.pad(values, pad, value=fill)
+        columns = F.unfold(padded, self.kernel, dilation=self.dilation, stride=self.stride)
+        return columns.unflatten(1, (values.shape[1], -1))
+
+    def _winners(self, bounds: Interval) -> tuple[Tensor, Tensor, Tensor]:
+        """Per window: the entry of largest lower bound, that bound, and the largest upper bound elsewhere."""
+        lower, upper = self._windows(bounds.lower, -torch.inf), self._windows(bounds.upper, -torch.inf)
+        floor, winner = lower.max(2, keepdim=True)
+        return winner, floor, upper.scatter(2, winner, -torch.inf).amax(2, keepdim=True)
+
+    def undecided(self, bounds: Interval) -> Tensor:
+        """Entries that may still win a window whose winner is not decided."""
+        _, floor, rest = self._winners(bounds)
+        open_ = (floor < rest) & (self._windows(bounds.upper, -torch.inf) >= floor)
+        height, width = bounds.lower.shape[-2:]
+        size = (height + 2 * self.padding[0], width + 2 * self.padding[1])
+        marks = F.fold(
+            open_.flatten(1, 2).to(bounds.lower.dtype), size, self.kernel, self.dilation, 0, self.stride
+        )
+        inside = marks[..., self.padding[0] :, self.padding[1] :]
+        return inside[..., :height, :width] > 0
+
+    def pull(self, rows: Tensor, bounds: Interval, alpha: Tensor | None, both: bool = False) -> Pulled:
+        winner, floor, rest = self._winners(bounds)
+        height, width = bounds.lower.shape[-2:]
+        grid = torch.arange(height * width, device=rows.device, dtype=rows.dtype).reshape(1, 1, height, width)
+        places = self._windows(grid, 0.0).to(torch.int64).expand(*winner.shape[:2], -1, -1)
+        place = places.gather(2, winner).squeeze(2)
+        decided = (floor >= rest).reshape(winner.shape[0], *rows.shape[2:])
+        through = torch.where(decided.unsqueeze(1), rows, rows.clamp(min=0))
+        constant = dot(rows - through, self.forward(bounds.upper))
+        flat = through.flatten(3)
+        back = flat.new_zeros(*flat.shape[:3], height * width)
+        back = back.scatter_add(3, place.unsqueeze(1).expand_as(flat), flat)
+        return Pulled(back.unflatten(3, (height, width)), constant)
+
+
+def _window(call: Call, given: dict[str, Any]) -> tuple[Pair, Pair, Pair]:
+    if given["ceil_mode"]:
+        call.refuse("ceil_mode is not understood by the certificates")
+    kernel = pair(given["kernel_size"])
+    stride = kernel if given["stride"] in (None, ()) else pair(given["stride"])
+    return kernel, stride, pair(given["padding"])
+
+
+def _given(call: Call, **defaults: Any) -> dict[str, Any]:
+    """The arguments of a pooling call, from its module where it has one."""
+    if call.module is None:
+        return call.bind("input", "kernel_size", **defaults)
+    given = {name: getattr(call.module, name) for name in ("kernel_size", *defaults)}
+    return call.bind("input") | given
+
+
+@rule(nn.AvgPool2d, F.avg_pool2d)
+def average_pool(call: Call) -> Step:
+    """Average pooling that counts its padding."""
+    given = _given(
+        call, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+    )
+    kernel, stride, padding = _window(call, given)
+    if given["divisor_override"] is not None or (padding != (0, 0) and not given["count_include_pad"]):
+        call.refuse("a divisor other than the window's size is not understood by the certificates")
+    return AveragePool(kernel, stride, padding), (call.value(given["input"]),)
+
+
+@rule(nn.MaxPool2d, F.max_pool2d)
+def max_pool(call: Call) -> Step:
+    """Max pooling with any kernel, stride, padding and dilation."""
+    given = _given(call, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False)
+    if given["return_indices"]:
+        call.refuse("return_indices is not understood by the certificates")
+    kernel, stride, padding = _window(call, given)
+    return MaxPool(kernel, stride, padding, pair(given["dilation"])), (call.value(given["input"]),)
+
+
+@rule(nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d)
+def adaptive_average_pool(call: Call) -> Step:
+    """Adaptive average pooling to one entry per channel."""
+    if isinstance(call.module, nn.AdaptiveAvgPool2d):
+        given = call.bind("input") | {"output_size": call.module.output_size}
+    else:
+        given = call.bind("input", "output_size")
+    if given["output_size"] not in (1, (1, 1), [1, 1]):
+        call.refuse(f"an output size of {given['output_size']} is not understood by the certificates: use 1")
+    return GlobalAverage(keep=True), (call.value(given["input"]),)
+
+
+@rule("mean", torch.mean)
+def mean(call: Call) -> Step:
+    """The mean over height and width."""
+    given = call.bind("input", "dim", keepdim=False)
+    dims = given["dim"] if isinstance(given["dim"], (tuple, list)) else (given["dim"],)
+    if sorted(dims) not in ([2, 3], [-2, -1]):
+        call.refuse("a mean over anything but height and width is not understood by the certificates")
+    return GlobalAverage(bool(given["keepdim"])), (call.value(given["input"]),)

@@ -1,0 +1,105 @@
+"""Which operation stands for which call of PyTorch; a call that is not here is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from certify.rules.operation import Operation
+from models.errors import UserError
+
+REQUIRED = object()
+
+
+@dataclass(frozen=True)
+class Value:
+    """The value of step `index` of the graph."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor of the network (parameter, buffer, attribute), read at each use."""
+
+    read: Callable[[], Any]
+
+
+class BatchSize:
+    """Stands for the number of samples where a network asks for it."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call in a traced network: of a module, a function or a method.
+
+    `name` is how errors name it; args hold Value, Constant, BatchSize and plain Python values.
+    """
+
+    name: str
+    module: nn.Module | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Raises UserError that names the operation."""
+        raise UserError(f"{self.name}: {reason}")
+
+    def bind(self, *required: str, **defaults: Any) -> dict[str, Any]:
+        """The arguments by name, in the order of the signature; unknown ones are refused."""
+        names = [*required, *defaults]
+        if len(self.args) > len(names) or not set(self.kwargs) <= set(names):
+            self.refuse(f"takes arguments beyond {', '.join(names)}, which are not understood")
+        bound = {**dict.fromkeys(required, REQUIRED), **defaults}
+        bound.update(zip(names, self.args, strict=False))
+        bound.update(self.kwargs)
+        if any(bound[name] is REQUIRED for name in required):
+            self.refuse(f"needs the arguments {', '.join(required)}")
+        return bound
+
+    def value(self, argument: Any) -> int:
+        """The graph's index of an argument that must be a value of the network."""
+        if not isinstance(argument, Value):
+            self.refuse("is applied to something else than a value of the network")
+        return argument.index
+
+    def constant(self, argument: Any) -> Callable[[], Any]:
+        """Reads an argument that must not depend on the input."""
+        if isinstance(argument, Constant):
+            return argument.read
+        if isinstance(argument, (Value, BatchSize)):
+            self.refuse("has an argument that depends on the input where a constant is needed")
+        return lambda: argument
+
+
+Step = tuple[Operation, tuple[int, ...]]
+Rule = Callable[[Call], Step]
+RULES: dict[Any, Rule] = {}
+
+
+def rule(*targets: Any) -> Callable[[Rule], Rule]:
+    """Registers the decorated rule for module classes, functions and method names."""
+
+    def decorate(build: Rule) -> Rule:
+        for target in targets:
+            if target in RULES:
+                raise ValueError(f"two rules for {target}")
+            RULES[target] = build
+        return build
+
+    return decorate
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """An int or a pair as a pair."""
+    first, second = (value, value) if isinstance(value, int) else value
+    return int(first), int(second)
+
+
+def like(constant: Any, values: Tensor) -> Tensor:
+    """A number or tensor in the dtype and on the device of `values`."""
+    return torch.as_tensor(constant, device=values.device).to(values.dtype)

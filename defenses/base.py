@@ -1,0 +1,57 @@
+"""The contract of a defence: it changes how a network is trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from models.architecture import Architecture
+from models.base import Batch
+from models.randomness import Randomness
+from models.recipe import Recipe
+from models.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defense(ABC):
+    """Frozen hyper-parameters and a training loss.
+
+    `loss` is the mean over the batch that the one training loop minimises; `progress` runs
+    from 0 to 1 over training, for ramps. `randomness` belongs to the step.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+
+    @abstractmethod
+    def loss(self, network: nn.Module, batch: Batch, progress: float, randomness: Randomness) -> Tensor:
+        """The scalar to minimise on `batch`."""
+
+    def recipe(self, architecture: Architecture) -> Recipe:
+        """How long and how fast to train; the architecture's own recipe unless a defence knows better."""
+        return architecture.recipe
+
+    def refuses(self, architecture: Architecture) -> str | None:
+        """Why this defence cannot train `architecture`, or None."""
+        return None
+
+    def parameters(self) -> dict[str, Any]:
+        """The hyper-parameters by name."""
+        return asdict(self)
+
+
+DEFENSES: Registry[type[Defense]] = Registry("defense")
+
+
+def register_defense(name: str) -> Callable[[type[Defense]], type[Defense]]:
+    """Registers the decorated class (outermost decorator) under `name`."""
+
+    def decorate(cls: type[Defense]) -> type[Defense]:
+        cls.name = name
+        return DEFENSES.add(name, cls)
+
+    return decorate

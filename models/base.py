@@ -1,0 +1,146 @@
+"""What is judged: batches of labelled inputs, and classifiers that map inputs to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.errors import UserError
+from models.threat import UNIT_BOX, Box
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Labelled inputs: x (n, ...) inside the box, y (n,) int64 labels, index (n,) places in the data set."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: Tensor | slice) -> Batch:
+        return Batch(self.x[rows], self.y[rows], self.index[rows])
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(self.x.to(device), self.y.to(device), self.index.to(device))
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Consecutive batches of at most `size` samples."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    @staticmethod
+    def of(x: Tensor, y: Tensor) -> Batch:
+        """A batch whose indices are 0..n-1."""
+        return Batch(x, y, torch.arange(len(x), device=x.device))
+
+
+class Classifier(nn.Module):
+    """A network that maps inputs in `box` to logits (n, num_classes), frozen for judging.
+
+    Any nn.Module that returns logits works. `surrogate` stands in for the network where
+    gradients are wanted (BPDA, Athalye et al. 2018) and must agree with it in shape;
+    `stochastic` declares that two calls may differ. Normalisation belongs inside the network.
+    Raises UserError from `logits` on a wrong output shape.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        num_classes: int,
+        box: Box = UNIT_BOX,
+        name: str = "",
+        stochastic: bool = False,
+        surrogate: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.surrogate = surrogate
+        self.num_classes = num_classes
+        self.box = box
+        self.name = name or type(network).__name__
+        self.stochastic = stochastic
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (n, num_classes) of inputs (n, ...)."""
+        return self._checked(self.network(x))
+
+    def differentiable_logits(self, x: Tensor) -> Tensor:
+        """Logits whose gradient an adversary follows: the surrogate's where one is declared."""
+        return self.logits(x) if self.surrogate is None else self._checked(self.surrogate(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(x)
+
+    def _checked(self, z: Tensor) -> Tensor:
+        if not isinstance(z, Tensor) or z.dim() != 2 or z.shape[1] != self.num_classes:
+            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise UserError(
+                f"model '{self.name}' returned {got}, not logits of shape (n, {self.num_classes}): "
+                "check the class count"
+            )
+        return z
+
+    @property
+    def device(self) -> torch.device:
+        tensor = next(self.parameters(), None)
+        return tensor.device if tensor is not None else torch.device("cpu")
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluates `model` in eval mode without parameter gradients, then restores every flag."""
+    modes = [(module, module.training) for module in model.modules()]
+    grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval()
+    for parameter, _ in grads:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, flag in grads:
+            parameter.requires_grad_(flag)
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """z_y - max_{j != y} z_j of each sample (n,): positive where the label wins strictly."""
+    rest = logits.scatter(1, y[:, None], -torch.inf)
+    return logits.gather(1, y[:, None])[:, 0] - rest.amax(1)
+
+
+def check_inputs(batch: Batch, model: Classifier) -> None:
+    """Raises UserError where inputs or labels are not what the model declares."""
+    x, y = batch.x, batch.y
+    if len(x) != len(y):
+        raise UserError(f"{len(x)} inputs but {len(y)} labels: pass one label per input")
+    if not torch.isfinite(x).all():
+        raise UserError("inputs contain NaN or infinity: clean the data first")
+    if not bool(model.box.contains(x).all()):
+        low, high = float(x.min()), float(x.max())
+        raise UserError(
+            f"inputs span [{low:g}, {high:g}] but the box is [{model.box.lower:g}, {model.box.upper:g}]: "
+            "rescale them, and normalise inside the model"
+        )
+    if len(y) and (int(y.min()) < 0 or int(y.max()) >= model.num_classes):
+        raise UserError(
+            f"labels span {int(y.min())}..{int(y.max())} but the model has {model.num_classes} classes"
+        )
+
+
+def check_logits(logits: Tensor, name: str) -> None:
+    """Raises UserError where a model returned NaN, or probabilities instead of logits."""
+    if torch.isnan(logits).any():
+        raise UserError(f"model '{name}' returned NaN: check its weights and its input scaling")
+    if len(logits) and bool((logits >= 0).all()) and bool(((logits.double().sum(1) - 1).abs() < 1e-4).all()):
+        raise UserError(
+            f"model '{name}' returned probabilities (rows sum to 1): remove its softmax and return logits"
+        )

@@ -1,0 +1,24 @@
+"""Reads perturbation radii as people write them; needs no torch."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+from models.errors import UserError
+
+
+def parse_eps(value: str | float | None) -> float | None:
+    """The radius as a float: "8/255", "0.1", 0.1 or None (smallest perturbation).
+
+    Raises UserError where the text is no number, or the radius is negative or not finite.
+    """
+    if value is None:
+        return None
+    try:
+        eps = float(Fraction(value)) if isinstance(value, str) else float(value)
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f"eps '{value}' is not a number: write it like 0.1 or 8/255") from None
+    if not math.isfinite(eps) or eps < 0:
+        raise UserError(f"eps must be a finite number >= 0, not {value}")
+    return eps

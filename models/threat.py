@@ -1,0 +1,198 @@
+"""Where an adversary may stand: a norm ball around each input, cut by the box of valid inputs.
+
+The one owner of geometry: no other module clamps inputs or measures perturbations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.eps import parse_eps
+from models.errors import UserError
+from models.randomness import Randomness
+
+NORMS = ("linf", "l2", "l1")
+DUAL_NORM = {"linf": "l1", "l2": "l2", "l1": "linf"}
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Reshapes (n,) to (n, 1, ..., 1) so that it broadcasts over inputs of `like`'s shape."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def vector_norm(delta: Tensor, norm: str) -> Tensor:
+    """The norm of each sample of `delta` (n, ...): shape (n,), in delta's own dtype."""
+    flat = delta.flatten(1)
+    if norm == "linf":
+        return flat.abs().amax(1) if flat.shape[1] else flat.new_zeros(len(flat))
+    return flat.norm(p=2 if norm == "l2" else 1, dim=1)
+
+
+@dataclass(frozen=True)
+class Box:
+    """The valid inputs: every entry lies in [lower, upper]."""
+
+    lower: float = 0.0
+    upper: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.lower < self.upper:
+            raise UserError(f"a box needs lower < upper, not [{self.lower}, {self.upper}]")
+
+    @property
+    def width(self) -> float:
+        return self.upper - self.lower
+
+    def clamp(self, x: Tensor) -> Tensor:
+        """The nearest point of the box."""
+        return x.clamp(self.lower, self.upper)
+
+    def contains(self, x: Tensor) -> Tensor:
+        """Whether each sample (n, ...) lies in the box: bool (n,)."""
+        return ((x >= self.lower) & (x <= self.upper)).flatten(1).all(1)
+
+    def tangent(self, x: Tensor, direction: Tensor) -> Tensor:
+        """`direction` without the entries that point out of the box at x: its part along which x can move."""
+        outwards = ((x <= self.lower) & (direction < 0)) | ((x >= self.upper) & (direction > 0))
+        return direction.masked_fill(outwards, 0.0)
+
+
+UNIT_BOX = Box(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """The set {x' : ||x' - x||_norm <= eps, x' in box}; eps=None asks for the smallest perturbation.
+
+    eps is in input units (the box's own); inputs have shape (n, ...) with samples first.
+    Raises UserError for an unknown norm or a bad eps.
+    """
+
+    norm: str
+    eps: float | None
+    box: Box = UNIT_BOX
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise UserError(f"unknown norm '{self.norm}': known are {', '.join(NORMS)}")
+        object.__setattr__(self, "eps", parse_eps(self.eps))
+
+    @property
+    def dual_norm(self) -> str:
+        """The norm q with 1/p + 1/q = 1: max over the unit ball of g.delta is ||g||_q."""
+        return DUAL_NORM[self.norm]
+
+    @property
+    def radius(self) -> float:
+        """eps, or infinity where the smallest perturbation is asked for."""
+        return math.inf if self.eps is None else self.eps
+
+    def at(self, eps: float | None) -> ThreatModel:
+        """The same norm and box at another radius."""
+        return ThreatModel(self.norm, eps, self.box)
+
+    def distance(self, x: Tensor, other: Tensor) -> Tensor:
+        """||other - x|| of each sample in float64: shape (n,)."""
+        return vector_norm(other.double() - x.double(), self.norm)
+
+    def contains(self, x: Tensor, other: Tensor) -> Tensor:
+        """Whether each `other` is a legal move from `x`, decided in float64 without tolerance: bool (n,)."""
+        return (self.distance(x, other) <= self.radius) & self.box.contains(other)
+
+    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest box around ball and box, as (lower, upper) in x's dtype, rounded inwards.
+
+        For linf every point between the two is exactly inside the ball in real arithmetic.
+        """
+        if self.eps is None:
+            return torch.full_like(x, self.box.lower), torch.full_like(x, self.box.upper)
+        exact = x.double()
+        lower, upper = (exact - self.eps).to(x.dtype), (exact + self.eps).to(x.dtype)
+        up = torch.full_like(x, math.inf)
+        lower = torch.where(exact - lower.double() > self.eps, torch.nextafter(lower, up), lower)
+        upper = torch.where(upper.double() - exact > self.eps, torch.nextafter(upper, -up), upper)
+        return lower.clamp(min=self.box.lower), upper.clamp(max=self.box.upper)
+
+    def project(self, x: Tensor, other: Tensor) -> Tensor:
+        """The point of the set nearest to `other` (linf, l1), or the scaled and clipped one (l2).
+
+        The result satisfies `contains` exactly: radii are shrunk by what rounding may add.
+        """
+        return self.projection(x)(other)
+
+    def projection(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """`project` for a fixed x, with what depends on x alone computed once."""
+        if self.norm == "linf" or self.eps is None:
+            lower, upper = self.bounds(x)
+            return lambda other: torch.maximum(torch.minimum(other, upper), lower)
+        radius = self.eps * (1 - 1e-6)
+        if self.norm == "l1":
+            return lambda other: self._project_l1(x, other, radius)
+        return lambda other: self._project_l2(x, other, radius)
+
+    def _project_l2(self, x: Tensor, other: Tensor, radius: float) -> Tensor:
+        delta = other - x
+        length = vector_norm(delta.double(), "l2").clamp(min=1e-300)
+        scale = (radius / length).clamp(max=1.0).to(x.dtype)
+        moved = self.box.clamp(x + delta * per_sample(scale, x))
+        return torch.where(per_sample(self.contains(x, other), x), other, moved)
+
+    def _project_l1(self, x: Tensor, other: Tensor, radius: float) -> Tensor:
+        """Exact projection on the l1 ball within the box, by bisection on the multiplier."""
+        lower, upper = (self.box.lower - x).double(), (self.box.upper - x).double()
+        delta = (other - x).double()
+
+        def shrink(level: Tensor) -> Tensor:
+            moved = delta.sign() * (delta.abs() - per_sample(level, x)).clamp(min=0)
+            return torch.maximum(torch.minimum(moved, upper), lower)
+
+        low = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        high = vector_norm(delta, "linf")
+        for _ in range(60):
+            middle = (low + high) / 2
+            outside = vector_norm(shrink(middle), "l1") > radius
+            low, high = torch.where(outside, middle, low), torch.where(outside, high, middle)
+        inside = vector_norm(shrink(torch.zeros_like(high)), "l1") <= radius
+        level = torch.where(inside, torch.zeros_like(high), high)
+        moved = self.box.clamp((x.double() + shrink(level)).to(x.dtype))
+        return torch.where(per_sample(self.contains(x, other), x), other, moved)
+
+    def sample(self, x: Tensor, index: Tensor, randomness: Randomness) -> Tensor:
+        """A random legal point for each sample: uniform in the linf or l2 ball, then clipped to the box.
+
+        For l1, a uniform point on a random sparse face. `index` (n,) names each sample's stream.
+        """
+        if self.eps is None:
+            raise UserError("random starts need an eps: the threat model has none")
+        if self.norm == "linf":
+            lower, upper = self.bounds(x)
+            return lower + (upper - lower) * randomness.uniform(index, x.shape[1:]).to(x)
+        direction = randomness.normal(index, x.shape[1:]).to(x)
+        if self.norm == "l1":
+            keep = randomness.child("keep").uniform(index, x.shape[1:]).to(x) < 0.05
+            direction = direction.sign() * direction.square() * keep
+        dimensions = x[0].numel()
+        radius = randomness.child("radius").uniform(index, (1,))[:, 0].to(x) ** (1 / dimensions)
+        length = vector_norm(direction, self.norm).clamp(min=1e-12)
+        return self.project(x, x + direction * per_sample(self.eps * radius / length, x))
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The unit-norm direction of greatest first-order increase: max g.delta over ||delta|| <= 1.
+
+        sign(g) for linf, g/||g||_2 for l2, the largest entry alone for l1; zero where g is zero.
+        """
+        if self.norm == "linf":
+            return gradient.sign()
+        if self.norm == "l2":
+            length = vector_norm(gradient, "l2")
+            safe = torch.where(length > 0, length, torch.ones_like(length))
+            return gradient / per_sample(safe, gradient)
+        flat = gradient.flatten(1)
+        top = flat.abs().argmax(1, keepdim=True)
+        one = torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign())
+        return one.reshape(gradient.shape)

@@ -1,0 +1,173 @@
+"""Tiny networks of each operation family, and searches for margins that no lower bound may exceed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.base import Batch, Classifier
+from models.threat import ThreatModel
+
+SHAPE = (2, 6, 6)
+CLASSES = 3
+
+
+class Residual(nn.Module):
+    """x + f(x) inside a network, with functional calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 3, padding=1)
+        self.first = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = torch.relu(x + self.second(F.relu(self.first(x))))
+        x = (x - 0.5 * self.first(x)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+class Normalised(nn.Module):
+    """Normalises inside itself, by buffers and constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.3, 0.6]))
+        self.register_buffer("std", torch.tensor([0.2, 0.5]))
+        self.conv = nn.Conv2d(2, 3, 3, stride=2)
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - self.mean[None, :, None, None]) / self.std.view(1, -1, 1, 1)
+        x = F.relu(1.0 - 2 * self.conv(x))
+        return self.head(x.view(x.size(0), -1))
+
+
+class Joined(nn.Module):
+    """Two branches joined by cat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(2, 2, 3), nn.Conv2d(2, 3, 3)
+        self.middle, self.head = nn.Conv2d(5, 2, 2), nn.Linear(18, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([F.relu(self.left(x)), torch.tanh(self.right(x))], 1)
+        return self.head(F.relu(self.middle(x)).flatten(1))
+
+
+def mlp(*widths: int, leak: float = 0.0) -> nn.Sequential:
+    """A fully connected network of the given widths, with ReLU or leaky ReLU between."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for place, (before, after) in enumerate(itertools.pairwise(widths)):
+        if place:
+            layers.append(nn.LeakyReLU(leak) if leak else nn.ReLU())
+        layers.append(nn.Linear(before, after))
+    return nn.Sequential(*layers)
+
+
+def _batch_norm() -> nn.Module:
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8),
+        nn.ReLU(), nn.Dropout(), nn.Linear(8, CLASSES),
+    )  # fmt: skip
+    for layer in network:
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+            nn.init.normal_(layer.weight)
+            nn.init.normal_(layer.bias)
+    return network
+
+
+FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    "mlp": lambda: mlp(72, 12, 10, CLASSES),
+    "leaky": lambda: mlp(72, 10, 10, CLASSES, leak=0.2),
+    "conv": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=(2, 1), padding=(1, 2), groups=2), nn.ReLU(),
+        nn.Conv2d(4, 4, 2, dilation=(1, 2), stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(12, CLASSES),
+    ),
+    "residual": Residual,
+    "batch-norm": _batch_norm,
+    "max-pool": lambda: nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1), nn.Conv2d(3, 4, 2), nn.ReLU(),
+        nn.MaxPool2d(2, stride=1), nn.Flatten(), nn.Linear(4, CLASSES),
+    ),
+    "average-pool": lambda: nn.Sequential(
+        nn.Conv2d(2, 3, 2), nn.ReLU(), nn.AvgPool2d(3, stride=2, padding=1), nn.Conv2d(3, 5, 2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, CLASSES),
+    ),
+    "normalised": Normalised,
+    "joined": Joined,
+    "sigmoid": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(72, 8), nn.Sigmoid(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, CLASSES)
+    ),
+}  # fmt: skip
+
+
+def model(family: str | nn.Module, seed: int = 0, classes: int = CLASSES) -> Classifier:
+    """A classifier of a family, or of a network, in eval mode with larger weights than usual."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = FAMILIES[family]() if isinstance(family, str) else family
+        if isinstance(family, str):
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter.mul_(1.5)
+    return Classifier(network.eval(), num_classes=classes).eval()
+
+
+def batch(n: int = 3, shape: tuple[int, ...] = SHAPE, seed: int = 0, classes: int = CLASSES) -> Batch:
+    """Random inputs, some at the box's faces, with random labels."""
+    generator = torch.Generator().manual_seed(seed)
+    x = (torch.rand(n, *shape, generator=generator) * 1.4 - 0.2).clamp(0, 1)
+    return Batch.of(x, torch.randint(0, classes, (n,), generator=generator))
+
+
+def margins_of(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """z_y - z_j of each sample: (n, classes)."""
+    z = network(x)
+    return z.gather(1, y[:, None]) - z
+
+
+def smallest_margins(
+    judged: Classifier, data: Batch, threat: ThreatModel, *, samples: int = 60, steps: int = 12
+) -> tuple[Tensor, int]:
+    """The smallest margins (n, classes) found at random points, corners and by descent, and how many.
+
+    Every point counted was checked to be legal.
+    """
+    network = judged.network.double()
+    generator = torch.Generator().manual_seed(7)
+    x, y = data.x.double(), data.y
+    least, count = margins_of(network, x, y).detach(), len(x)
+
+    def visit(point: Tensor) -> None:
+        nonlocal least, count
+        legal = threat.contains(x, point)
+        found = margins_of(network, point, y).detach()
+        least = torch.where(legal[:, None], torch.minimum(least, found), least)
+        count += int(legal.sum())
+
+    radius = threat.radius
+    for trial in range(samples):
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        reach = (2 * radius if threat.norm == "linf" else 4 * radius) * (1 if trial % 2 else 0.05)
+        visit(threat.project(x, x + reach * (noise.sign() if trial % 4 == 1 else noise)))
+    for target in range(judged.num_classes):
+        point = x.clone()
+        for step in range(steps):
+            point = point.detach().requires_grad_(True)
+            value = margins_of(network, point, y)[:, target].sum()
+            (slope,) = torch.autograd.grad(value, point)
+            size = radius * (1.0 if step % 4 == 0 else 0.3)
+            point = threat.project(x, point.detach() - size * threat.steepest(slope))
+            visit(point)
+    judged.network.float()
+    return least, count

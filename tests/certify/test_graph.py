@@ -1,0 +1,148 @@
+"""Traced networks: they compute what the network computes, and refuse what they do not understand."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from certify.graph import trace
+from certify.ibp import IntervalBounds
+from models.base import Classifier
+from models.errors import UserError
+from models.randomness import Randomness
+from models.threat import ThreatModel
+from tests.certify.builders import FAMILIES, batch, mlp, model
+
+
+def bound(network, **options):
+    judged = Classifier(network, num_classes=3, **options)
+    return IntervalBounds().run(judged, batch(), ThreatModel("linf", 0.01), Randomness(0)).lower
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_graph_computes_what_the_network_computes(family):
+    judged, data = model(family), batch(5)
+    values = trace(judged).values(data.x)
+    assert torch.allclose(values[-1], judged.logits(data.x), atol=1e-5)
+
+
+def test_a_graph_follows_the_networks_training():
+    network = mlp(72, 3)
+    graph = trace(network)
+    with torch.no_grad():
+        network[1].weight.zero_()
+        network[1].bias.fill_(2.0)
+    assert torch.equal(graph.values(batch().x)[-1], torch.full((3, 3), 2.0))
+
+
+class Forward(nn.Module):
+    """A network from a function of x and a linear layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.layer = nn.Linear(72, 3)
+
+    def forward(self, x):
+        return self.function(x, self.layer)
+
+
+def in_place(x, layer):
+    y = layer(x.flatten(1))
+    z = F.relu(y, inplace=True)
+    return y + z
+
+
+REFUSED = {
+    "gelu": (lambda x, layer: F.gelu(layer(x.flatten(1))), "gelu"),
+    "softmax": (lambda x, layer: layer(x.flatten(1)).softmax(1), "softmax"),
+    "product of values": (lambda x, layer: layer(x.flatten(1)) * layer(x.flatten(1)), "mul"),
+    "division by a value": (lambda x, layer: 1 / layer(x.flatten(1)), "truediv"),
+    "data dependent flow": (lambda x, layer: layer(x.flatten(1)) if x.sum() > 0 else layer(x), "trace"),
+    "random numbers": (lambda x, layer: layer(x.flatten(1)) + torch.rand(3), "rand"),
+    "mixed samples": (lambda x, layer: layer(x.flatten()), "flatten"),
+    "reshaped samples": (lambda x, layer: layer(x.reshape(1, -1)), "reshape"),
+    "permuted axes": (lambda x, layer: layer(x.permute(0, 2, 3, 1).flatten(1)), "permute"),
+    "in place with another use": (in_place, "relu"),
+    "functional dropout": (lambda x, layer: F.dropout(layer(x.flatten(1)), 0.5, True), "dropout"),
+    "mean over classes": (lambda x, layer: layer(x.flatten(1)).mean(1), "mean"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_understood_is_refused_by_name(case):
+    function, name = REFUSED[case]
+    with pytest.raises(UserError, match=name) as error:
+        trace(Forward(function))
+    assert "\n" not in str(error.value)
+
+
+def test_layers_are_refused_by_their_place_and_class():
+    with pytest.raises(UserError, match=r"layer '2' \(GELU\)"):
+        trace(nn.Sequential(nn.Flatten(), nn.Linear(72, 3), nn.GELU()))
+
+
+def test_subclasses_and_hooks_are_not_mistaken_for_what_they_extend():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * F.linear(x, self.weight, self.bias)
+
+    network = nn.Sequential(nn.Flatten(), Doubled(72, 3))
+    assert torch.allclose(trace(network).values(batch().x)[-1], network(batch().x), atol=1e-5)
+    hooked = mlp(72, 3)
+    hooked[1].register_forward_hook(lambda module, inputs, output: 2 * output)
+    with pytest.raises(UserError, match="hooks"):
+        trace(hooked)
+
+
+def test_a_parametrized_layer_is_its_parametrized_weight():
+    network = nn.Sequential(nn.Flatten(), parametrizations.spectral_norm(nn.Linear(72, 3))).eval()
+    assert torch.allclose(trace(network).values(batch().x)[-1], network(batch().x), atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(2), nn.Dropout()])
+def test_train_mode_is_refused(layer):
+    graph = trace(nn.Sequential(layer, nn.Flatten(), nn.Linear(72, 3)).train())
+    with pytest.raises(UserError, match="train mode"):
+        graph.values(batch().x)
+
+
+def test_hidden_state_is_found_by_comparison():
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(72, 3)
+
+        def forward(self, x):
+            y = self.layer(x.flatten(1))
+            z = y
+            y += 1
+            return y + z
+
+    with pytest.raises(UserError, match="something else"):
+        bound(Hidden())
+
+
+def test_tracing_leaves_the_network_and_the_random_state_as_they_were():
+    network = Forward(lambda x, layer: layer(x.flatten(1)) + torch.arange(3.0))
+    random = Forward(REFUSED["random numbers"][0])
+    attributes, state = dict(vars(network)), torch.get_rng_state()
+    graph = trace(network)
+    assert dict(vars(network)) == attributes
+    assert torch.allclose(graph.values(batch().x)[-1], network(batch().x))
+    with pytest.raises(UserError):
+        trace(random)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_buffers_are_read_at_each_use():
+    judged = model("normalised")
+    graph = trace(judged)
+    judged.network.mean.fill_(0.9)
+    assert torch.allclose(graph.values(batch().x)[-1], judged.network(batch().x), atol=1e-5)
+
+
+def test_a_stochastic_model_is_refused():
+    with pytest.raises(UserError, match="stochastic"):
+        bound(mlp(72, 3), stochastic=True)
