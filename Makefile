@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: full quick test test-slow perf check clean
+.PHONY: full quick test test-slow perf check regression clean
 
 full: $(STAMP)
 	$(BIN)/python -m bench run --matrix full $(ARGS)
@@ -26,7 +26,9 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m bench check --baseline results/baselines/ci.parquet
+
+regression: $(STAMP)
+	$(BIN)/python -m bench check --baseline results/baselines/ci.parquet $(ARGS)
 
 # pip prefers a CPU wheel of the pinned torch where one is on hand (--find-links or an extra
 # index in pip's own configuration) and takes the ordinary one elsewhere.

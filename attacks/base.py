@@ -189,7 +189,7 @@ def judge(
     snapped = threat.project(x, x_adv)
     slack = ROUNDING * max(1.0, threat.box.width)
     near = threat.distance(x_adv, snapped) <= slack * (1 if threat.norm == "linf" else x[0].numel() ** 0.5)
-    legal = finite & near
+    legal = finite & near & threat.contains(x, snapped)
     x_adv = torch.where(per_sample(legal, x), snapped, x)
     with torch.no_grad():
         logits = model.logits(x_adv)

@@ -104,7 +104,7 @@ class CarliniWagner(Attack):
     minimal = True
     cost = Cost.MEDIUM
 
-    rounds: int = 5
+    rounds: int = 4
     steps: int = 50
     learning_rate: float = 0.04
     confidence: float = 0.0
@@ -131,7 +131,9 @@ class CarliniWagner(Attack):
     ) -> Tensor:
         """DeepFool's point where it found one, else x; a point without the confidence is no success yet."""
         x = batch.x
-        point, found = walk(model, x, batch.y, rows, threat, steps=50, overshoot=0.02, classes=10)
+        point, found = walk(
+            model, x, batch.y, rows, threat, steps=50, overshoot=0.02, classes=10, tangent=False
+        )
         best.offer(rows, point, threat.distance(x, point).float(), found & (self.confidence == 0))
         return torch.where(per_sample(found, x), point, x)
 

@@ -25,13 +25,14 @@ def boundary_step(
     threat: ThreatModel,
     *,
     classes: int,
+    tangent: bool,
 ) -> tuple[Tensor, Tensor]:
     """The smallest step from z (k, ...) to a linearised boundary between y (k,) and another class.
 
     Solves min_r ||r|| s.t. f_j + w_j . r = 0, where f_j is the logit of j less that of y and w_j its
     gradient at z, for each of the `classes` - 1 largest other logits, and keeps the shortest:
     |f_j| / ||w_j||_q along the steepest direction, q the dual norm (1511.04599, eq. 8 to 11).
-    Entries of w that point out of the box count as zero.
+    With `tangent`, entries of w that point out of the box count as zero.
     Returns r, zero where no class has a usable gradient, and whether one has (k,).
     """
     k = len(z)
@@ -42,7 +43,8 @@ def boundary_step(
     directions.scatter_(2, y.expand(len(others), k)[:, :, None], -1.0)
     logits, slopes = model.jacobian(z, rows, directions)
     gaps = logits.gather(1, y[:, None]) - logits.gather(1, others.T)
-    slopes = threat.box.tangent(z, slopes)
+    if tangent:
+        slopes = threat.box.tangent(z, slopes)
     steepness = vector_norm(slopes.flatten(0, 1), threat.dual_norm).reshape(len(others), k).T
     # The last bits of a boundary point depend on the batch it is computed in: aim behind them.
     gaps = gaps.abs() + 2 * rounding(logits)[:, None]
@@ -63,12 +65,14 @@ def walk(
     steps: int,
     overshoot: float,
     classes: int,
+    tangent: bool,
 ) -> tuple[Tensor, Tensor]:
     """DeepFool from x (n, ...) away from the labels y (n,), within the box alone.
 
     Returns the point x + (1 + overshoot) r of every sample that the model then classifies
     otherwise than y, the last point for the others, and which is which (n,). The total r is
-    kept without the overshoot, so the factor never compounds.
+    kept without the overshoot, so the factor never compounds. `tangent` measures boundaries along the
+    entries that the box leaves free: a fifth of the steps, to a point some 5 % farther.
     """
     box, point, found = threat.box, x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     live = torch.arange(len(x), device=x.device)
@@ -82,7 +86,11 @@ def walk(
         if step == steps or not len(live):
             break
         mine = None if rows is None else rows[live]
-        move, usable = boundary_step(model, point[live], y[live], mine, logits, threat, classes=classes)
+        # Where bounds block nearly all of the step, clipped steps approach the boundary too slowly.
+        blocked = tangent or step >= 0.8 * steps
+        move, usable = boundary_step(
+            model, point[live], y[live], mine, logits, threat, classes=classes, tangent=blocked
+        )
         live, start = live[usable], x[live[usable]]
         total = box.clamp(start + total[usable] + move[usable]) - start
         point[live] = box.clamp(start + (1 + overshoot) * total)
@@ -107,9 +115,11 @@ class DeepFool(Attack):
     """Estimates the smallest perturbation; on an affine classifier it finds (1 + overshoot) times it at once.
 
     Each step goes to the nearest boundary of the model linearised at the current point; in linf
-    and l1 lengths are measured in the dual norm. The paper has no box: here every point is
-    clipped to it, steps leave out entries that a bound blocks, and the walk goes on where the clip undid
-    the success. `classes` candidates, the label among them, are linearised at each step.
+    and l1 lengths are measured in the dual norm. `classes` candidates, the label among them, are
+    linearised at each step. The paper has no box: here every point is clipped to it, and the walk
+    goes on where the clip undid the success. With `tangent` a step leaves out the entries that a
+    bound blocks, and a walk needs a fifth of the passes for points some 5 % farther; l1, whose
+    step has one entry alone, always does so, the other norms in their last fifth of `steps`.
     `halvings` > 0 bisects the way back towards x, which the paper does not: leave it 0 to compare
     with published numbers. With an eps, a point farther than eps is handed over projected on the
     ball; a failed search hands over the clean input.
@@ -125,6 +135,7 @@ class DeepFool(Attack):
     overshoot: float = 0.02
     classes: int = 10
     halvings: int = 0
+    tangent: bool = False
 
     def __post_init__(self) -> None:
         if self.classes < 2:
@@ -135,7 +146,15 @@ class DeepFool(Attack):
     ) -> Tensor:
         x, rows = batch.x, torch.arange(len(batch), device=batch.x.device)
         point, found = walk(
-            model, x, batch.y, rows, threat, steps=self.steps, overshoot=self.overshoot, classes=self.classes
+            model,
+            x,
+            batch.y,
+            rows,
+            threat,
+            steps=self.steps,
+            overshoot=self.overshoot,
+            classes=self.classes,
+            tangent=self.tangent or threat.norm == "l1",
         )
         best = x.clone()
         best[found] = shorten(model, x[found], batch.y[found], rows[found], point[found], self.halvings)

@@ -34,8 +34,11 @@ def clearly_wrong(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def rounding(logits: Tensor) -> Tensor:
-    """What float32 may add to a difference of logits (n,): 1e-5 of their spread, whatever their scale."""
-    return 1e-5 * (logits.amax(1) - logits.amin(1))
+    """What float32 may add to a difference of logits (n,), relative to their spread and magnitude.
+
+    The spread alone would vanish on the boundary between two classes.
+    """
+    return 1e-5 * (logits.amax(1) - logits.amin(1)) + 1e-6 * logits.abs().amax(1)
 
 
 def against(loss: Loss, y: Tensor) -> Callable[[Tensor], Tensor]:

@@ -26,11 +26,11 @@ class Universal(Attack):
     """One v with ||v||_p <= eps that changes the predicted label of most inputs.
 
     Seeks P(k(x + v) != k(x)) >= 1 - delta. v is fitted on images that are never scored and is added
-    to every input; the sum is projected on ball and box. `chunk` images take their DeepFool step
-    from one v together; each step is then added in turn, unless the v that holds the steps before it
-    already fools the image. chunk=1 is the published algorithm. Fitting stops at the fooling rate
-    1 - delta or after `passes` passes; the rate is measured eight times a pass, and the best v
-    seen is kept.
+    to every input; the sum is projected on ball and box. The steps are DeepFool's in l2 for both
+    norms, as published. `chunk` images take their step from one v together; each step is then added
+    in turn, unless the v that holds the steps before it already fools the image. chunk=1 is the
+    published algorithm. Fitting stops at the fooling rate 1 - delta or after `passes` passes; the
+    rate is measured eight times a pass, and the best v seen is kept.
     Source: Moosavi-Dezfooli, Fawzi, Fawzi, Frossard 2017, 1610.08401, algorithm 1 (xi = eps).
     """
 
@@ -76,8 +76,17 @@ class Universal(Attack):
     def _update(self, model: GradientAccess, v: Tensor, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
         box, ball = threat.box, ThreatModel(threat.norm, threat.eps, ANYWHERE)
         start = box.clamp(x + v)
+        euclidean = ThreatModel("l2", None, box)
         point, found = walk(
-            model, start, y, None, threat, steps=self.steps, overshoot=self.overshoot, classes=10
+            model,
+            start,
+            y,
+            None,
+            euclidean,
+            steps=self.steps,
+            overshoot=self.overshoot,
+            classes=10,
+            tangent=True,
         )
         moves = point - start
         for i in found.nonzero()[:, 0].tolist():

@@ -8,7 +8,7 @@ from typing import Protocol
 from bench.cell import Cell
 from bench.plan import Plan
 from bench.record import Record
-from bench.store import Store
+from bench.store import DamagedRecord, Store
 
 
 class Executor(Protocol):
@@ -22,8 +22,11 @@ def pending(plan: Plan, store: Store) -> list[Cell]:
     """The cells without a finished record; failed and damaged ones count as not run."""
     waiting = []
     for cell in plan.cells:
-        header = store.header(cell.id)
-        if header is None or header.status == "failed":
+        try:
+            record = store.get(cell.id)
+        except DamagedRecord:
+            record = None
+        if record is None or record.header.status == "failed":
             waiting.append(cell)
     return waiting
 

@@ -48,7 +48,7 @@ def certified_at(outcomes: pd.DataFrame, eps: float) -> pd.Series:
 
 
 def verdicts(outcomes: pd.DataFrame, norm: str, eps: float) -> pd.DataFrame:
-    """One row per (defended, index): clean, attacked (some attack breaks it) and certified (some proof holds).
+    """One row per (defended, index): clean, attacked (some attack breaks it), certified (some proof holds).
 
     A sample that is misclassified when clean counts as attacked.
     """
@@ -71,15 +71,21 @@ def verdicts(outcomes: pd.DataFrame, norm: str, eps: float) -> pd.DataFrame:
 
 
 def contradictions(outcomes: pd.DataFrame) -> list[str]:
-    """One line for each certified sample that an attack breaks: one of the two is wrong."""
+    """One line for each certified sample that is misclassified or that an attack breaks: one is wrong."""
     found = []
     proofs = outcomes[(outcomes["kind"] == "certificate") & outcomes["certified"]]
-    attacks = outcomes[(outcomes["kind"] == "attack") & outcomes["success"]]
+    for _, row in proofs[~proofs["clean"]].iterrows():
+        found.append(
+            f"sample {row['index']} of {row['data']} on {row['defended']}: '{row['judge']}' certifies "
+            f"{row['norm']} {row['eps']:g}, but the model misclassifies it unperturbed"
+        )
+    attacks = outcomes[(outcomes["kind"] == "attack") & outcomes["success"] & outcomes["clean"]]
     pairs = proofs.merge(attacks, on=["data", "defended", "norm", "index"], suffixes=("_proof", "_attack"))
     clash = pairs[pairs["distance_attack"] <= pairs["eps_proof"]]
     for _, row in clash.iterrows():
         found.append(
             f"sample {row['index']} of {row['data']} on {row['defended']}: '{row['judge_proof']}' certifies "
-            f"{row['norm']} {row['eps_proof']:g}, but '{row['judge_attack']}' breaks it at {row['distance_attack']:.6g}"
+            f"{row['norm']} {row['eps_proof']:g}, but '{row['judge_attack']}' breaks it at "
+            f"{row['distance_attack']:.6g}"
         )
     return found

@@ -40,15 +40,15 @@ class Filters:
 
 def expand(kind: str, names: tuple[str, ...], known: dict[str, Entry]) -> list[str]:
     """`names` with "*" replaced by everything known; raises UserError for an unknown name."""
-    if "*" in names:
-        return sorted(known)
     for name in names:
-        if name not in known:
+        if name != "*" and name not in known:
             raise suggest(kind, name, sorted(known))
-    return list(dict.fromkeys(names))
+    return sorted(known) if "*" in names else list(dict.fromkeys(names))
 
 
-def make_plan(spec: MatrixSpec, catalog: Catalog, weights: Callable[[str], str], filters: Filters | None = None) -> Plan:
+def make_plan(
+    spec: MatrixSpec, catalog: Catalog, weights: Callable[[str], str], filters: Filters | None = None
+) -> Plan:
     """Every cell of `spec`; `weights` maps a zoo name to its weights' hash.
 
     Raises UserError for unknown names and for parameters a component does not have.
@@ -56,6 +56,11 @@ def make_plan(spec: MatrixSpec, catalog: Catalog, weights: Callable[[str], str],
     spec, pairs = _filtered(spec, catalog, filters or Filters())
     if spec.data not in catalog.data:
         raise suggest("data set", spec.data, sorted(catalog.data))
+    expand("component", tuple(spec.parameters), catalog.attacks | catalog.certificates)
+    for source in spec.sources:
+        model, plus, defense = source.partition("+")
+        expand("model", (model,), catalog.models)
+        expand("defense", (defense,) if plus else (), catalog.defenses)
     skips = [Skip(f"{model}+{defense}", reason) for model, defense, reason in pairs if reason]
     zoo = [(model, defense) for model, defense, reason in pairs if not reason]
     sources = [name for name in map(zoo_name, zoo) if "*" in spec.sources or name in spec.sources]
@@ -130,9 +135,7 @@ def _judges(
     for name in expand("certificate", spec.certificates, catalog.certificates):
         entry = catalog.certificates[name]
         images = spec.images[entry.cost]
-        judge = Component(
-            kind="certificate", name=name, chosen=_chosen(spec, entry), defaults=entry.defaults
-        )
+        judge = Component(kind="certificate", name=name, chosen=_chosen(spec, entry), defaults=entry.defaults)
         for threat in _threats(spec, entry):
             if images:
                 yield judge, threat, images
@@ -156,7 +159,9 @@ def _threats(spec: MatrixSpec, entry: Entry) -> list[Threat]:
 
 def _idle(spec: MatrixSpec, catalog: Catalog) -> list[Skip]:
     """Components that the matrix names but whose norms it never asks for."""
-    named = [("attack", name, catalog.attacks[name]) for name in expand("attack", spec.attacks, catalog.attacks)]
+    named = [
+        ("attack", name, catalog.attacks[name]) for name in expand("attack", spec.attacks, catalog.attacks)
+    ]
     named += [
         ("certificate", name, catalog.certificates[name])
         for name in expand("certificate", spec.certificates, catalog.certificates)

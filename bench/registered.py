@@ -38,7 +38,8 @@ def catalog() -> Catalog:
     """Every registered component as plain data."""
     return Catalog(
         models={
-            name: Entry(name=name, summary=first_line(MODELS[name].build), paper=MODELS[name].paper) for name in MODELS
+            name: Entry(name=name, summary=first_line(MODELS[name].build), paper=MODELS[name].paper)
+            for name in MODELS
         },
         defenses={name: _defense(name) for name in DEFENSES},
         attacks={name: _attack(name) for name in ATTACKS},

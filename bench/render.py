@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from bench.tables import Table
 from models.atomic import write_atomically
@@ -24,17 +25,30 @@ div{overflow-x:auto}
 
 
 def formatted(table: Table) -> pd.DataFrame:
-    """The frame as people read it: percentages with one decimal, three significant digits otherwise."""
+    """The frame as people read it: percentages with their interval beside them, three digits otherwise."""
     out = pd.DataFrame(index=table.frame.index)
+    ends = {end for pair in table.intervals.values() for end in pair}
     for name in table.frame.columns:
         column = table.frame[name]
-        if name in table.percent:
-            out[name] = [("-" if pd.isna(value) else f"{100 * value:.1f} %") for value in column]
+        if name in ends:
+            continue
+        if name in table.intervals:
+            low, high = (table.frame[end] for end in table.intervals[name])
+            out[name] = [
+                f"{_percent(value)} [{100 * lower:.0f}, {100 * upper:.0f}]"
+                for value, lower, upper in zip(column, low, high, strict=True)
+            ]
+        elif name in table.percent:
+            out[name] = [_percent(value) for value in column]
         elif pd.api.types.is_float_dtype(column):
             out[name] = [("-" if pd.isna(value) else f"{value:.3g}") for value in column]
         else:
             out[name] = column.astype(str)
     return out
+
+
+def _percent(value: float) -> str:
+    return "-" if pd.isna(value) else f"{100 * value:.1f} %"
 
 
 def write(tables: Iterable[Table], folder: Path) -> list[Path]:
@@ -48,7 +62,8 @@ def write(tables: Iterable[Table], folder: Path) -> list[Path]:
             "csv": table.frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
             "md": f"{table.caption}.\n\n{shown.to_markdown(index=False)}\n",
             "html": (
-                f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(table.name)}</title>\n'
+                '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+                f"<title>{escape(table.name)}</title>\n"
                 f'<meta name="viewport" content="width=device-width">\n{STYLE}</head>\n'
                 f"<body><h1>{escape(table.name)}</h1>\n<p>{escape(table.caption)}.</p>\n<div>{page}</div>\n</body></html>\n"
             ),
@@ -66,10 +81,21 @@ def write(tables: Iterable[Table], folder: Path) -> list[Path]:
 def show(table: Table, console: Console) -> None:
     """Prints a table to the terminal."""
     shown = formatted(table)
-    rich = RichTable(title=table.name, caption=table.caption, title_justify="left", caption_justify="left")
+    rich = RichTable(
+        title=Text(table.name, style="bold"),
+        caption=Text(table.caption),
+        title_justify="left",
+        caption_justify="left",
+    )
     for name in shown.columns:
         numeric = name in table.percent or pd.api.types.is_numeric_dtype(table.frame[name])
-        rich.add_column(name.replace("_", " "), justify="right" if numeric else "left")
+        rich.add_column(name.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
     for row in shown.itertuples(index=False):
-        rich.add_row(*map(str, row))
+        rich.add_row(*(Text(str(value)) for value in row))
     console.print(rich)
+
+
+def wide_console() -> Console:
+    """A console that does not squeeze tables into 80 columns where there is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)

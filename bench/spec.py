@@ -43,8 +43,12 @@ class MatrixSpec(BaseModel):
     @field_validator("threats", mode="before")
     @classmethod
     def _read_threats(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise ValueError('expected a list like [{ norm = "linf", eps = "8/255" }]')
         rows = []
         for row in value:
+            if not isinstance(row, dict):
+                raise ValueError(f'expected a table like {{ norm = "linf", eps = "8/255" }}, not {row!r}')
             if row.get("norm") not in NORMS:
                 raise ValueError(f"unknown norm {row.get('norm')!r}: known are {', '.join(NORMS)}")
             try:
@@ -84,7 +88,7 @@ def read_matrix(name: str) -> MatrixSpec:
     values that are not valid.
     """
     path = Path(name) if name.endswith(".toml") else MATRICES / f"{name}.toml"
-    if not path.exists():
+    if not path.is_file():
         if name.endswith(".toml"):
             raise UserError(f"no matrix file {path}")
         raise suggest("matrix", name, matrix_names())

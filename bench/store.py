@@ -47,7 +47,7 @@ class Store:
         table = table.replace_schema_metadata({KEY: record.header.model_dump_json().encode()})
         final = self.path(record.cell.id)
         partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
-        pyarrow.parquet.write_table(table, partial)
+        pyarrow.parquet.write_table(table, partial, write_page_checksum=True)
         os.replace(partial, final)
 
     def get(self, cell_id: str) -> Record | None:
@@ -55,12 +55,16 @@ class Store:
         path = self.path(cell_id)
         if not path.exists():
             return None
+        damaged = DamagedRecord(f"record {path} is damaged: delete it and run again")
         try:
-            table = pyarrow.parquet.read_table(path)
+            with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+                table = file.read(use_threads=False)
             header = Header.model_validate_json((table.schema.metadata or {})[KEY])
-            frame = table.to_pandas()[list(COLUMNS)].astype(COLUMNS)
         except (pyarrow.ArrowException, OSError, KeyError, ValidationError, ValueError):
-            raise DamagedRecord(f"record {path} is damaged: delete it and run again") from None
+            raise damaged from None
+        frame = table.to_pandas()
+        if {name: str(kind) for name, kind in frame.dtypes.items()} != COLUMNS:
+            raise damaged
         return Record(header, frame)
 
     def header(self, cell_id: str) -> Header | None:

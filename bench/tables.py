@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -13,19 +13,25 @@ from bench.stats import wilson
 
 @dataclass(frozen=True)
 class Table:
-    """A named frame with its caption; columns of fractions are named in `percent`."""
+    """A named frame with its caption.
+
+    Columns of fractions are named in `percent`; `intervals` maps a column to those of its two ends.
+    """
 
     name: str
     caption: str
     frame: pd.DataFrame
     percent: tuple[str, ...] = ()
+    intervals: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def threats(outcomes: pd.DataFrame) -> list[tuple[str, float]]:
     """The (norm, eps) pairs that some fixed-radius judge was run at, in order."""
     fixed = outcomes[outcomes["eps"].notna()][["norm", "eps"]].drop_duplicates()
     order = {"linf": 0, "l2": 1, "l1": 2}
-    return sorted(((row.norm, row.eps) for row in fixed.itertuples()), key=lambda pair: (order[pair[0]], pair[1]))
+    return sorted(
+        zip(fixed["norm"].tolist(), fixed["eps"].tolist(), strict=True), key=lambda pair: (order[pair[0]], pair[1])
+    )
 
 
 def all_tables(outcomes: pd.DataFrame) -> list[Table]:
@@ -57,24 +63,23 @@ def bracket(outcomes: pd.DataFrame, norm: str, eps: float) -> Table:
                 "certified_high": certified[1],
                 "attacked_low": attacked[0],
                 "attacked_high": attacked[1],
-                "strongest_attack": _strongest(outcomes, defended, norm, eps),
-                "best_certificate": _tightest(outcomes, defended, norm, eps),
+                "strongest_attack": _strongest(outcomes, str(defended), norm, eps),
+                "best_certificate": _tightest(outcomes, str(defended), norm, eps),
             }
         )
     frame = pd.DataFrame(rows)
     if len(frame):
         frame = frame.sort_values(
-            ["certified", "attacked", "model", "defense"], ascending=[False, False, True, True], ignore_index=True
+            ["certified", "attacked", "model", "defense"],
+            ascending=[False, False, True, True],
+            ignore_index=True,
         )
-    percent = (
-        *("clean", "certified", "attacked", "gap"),
-        *("certified_low", "certified_high", "attacked_low", "attacked_high"),
-    )
+    ends = {name: (f"{name}_low", f"{name}_high") for name in ("certified", "attacked")}
     caption = (
-        f"Robust accuracy at {norm} eps = {eps:g} lies in [certified, attacked]: proofs from below, the worst "
-        "case over all attacks from above (Wilson 95 % intervals in the low/high columns)"
+        f"Robust accuracy at {norm} eps = {eps:g} lies in [certified, attacked]: proofs from below, the worst"
+        " case over all attacks from above (Wilson 95 % intervals in brackets)"
     )
-    return Table(f"{norm}-{eps:g}", caption, frame, percent)
+    return Table(f"{norm}-{eps:g}", caption, frame, ("clean", "certified", "attacked", "gap"), ends)
 
 
 def _of(outcomes: pd.DataFrame, defended: str, norm: str) -> pd.DataFrame:
@@ -132,7 +137,10 @@ def judges(outcomes: pd.DataFrame, norm: str, eps: float) -> Table:
         f"Each judge alone at {norm} eps = {eps:g}: robust accuracy under an attack (upper bound), certified "
         "accuracy of a certificate (lower bound), each on its own n images"
     )
-    return Table(f"{norm}-{eps:g}-judges", caption, pd.DataFrame(rows), ("accuracy", "low", "high", "fooling_rate"))
+    frame = pd.DataFrame(rows)
+    return Table(
+        f"{norm}-{eps:g}-judges", caption, frame, ("accuracy", "fooling_rate"), {"accuracy": ("low", "high")}
+    )
 
 
 def rho_adv(outcomes: pd.DataFrame) -> Table:
@@ -154,8 +162,8 @@ def rho_adv(outcomes: pd.DataFrame) -> Table:
             }
         )
     caption = (
-        "rho_adv = mean ||r|| / ||x|| (Moosavi-Dezfooli et al. 2016, eq. 15): clean errors are left out, failures "
-        "of the attack are left out and counted"
+        "rho_adv = mean ||r|| / ||x|| (Moosavi-Dezfooli et al. 2016, eq. 15): clean errors are left out,"
+        " failures of the attack are left out and counted"
     )
     return Table("rho-adv", caption, pd.DataFrame(rows))
 
@@ -175,8 +183,8 @@ def transfers(outcomes: pd.DataFrame) -> list[Table]:
         frame = matrix.reset_index()
         frame.insert(1, "rmsd", frame["source"].map(sizes))
         caption = (
-            f"Transfer at {norm} eps = {eps:g}: accuracy of each model (columns) on adversarial examples made on "
-            "each source (rows); rmsd is that of the examples that fooled another model"
+            f"Transfer at {norm} eps = {eps:g}: accuracy of each model (columns) on adversarial examples made"
+            " on each source (rows); rmsd is that of the examples that fooled another model"
         )
         tables.append(Table(f"transfer-{norm}-{eps:g}", caption, frame, tuple(matrix.columns)))
     return tables

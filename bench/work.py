@@ -32,7 +32,7 @@ from models.threat import ThreatModel, vector_norm
 for room in ("attacks", "certify"):
     import_modules(room)
 
-ASIDE = 1000
+ASIDE = 300
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,20 @@ def zoo_member(name: str, settings: Settings) -> Classifier:
 
 
 def run_cell(cell: Cell, settings: Settings) -> Record:
-    """The cell's record: done with outcomes, skipped where the judge does not apply, failed with the reason."""
+    """The cell's record: done with outcomes, skipped where the judge does not apply, or failed."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
     clock = time.perf_counter()
     try:
         data = dataset(cell.data, settings.data_root, settings.download)
         proof = provenance(settings.device, data, started)
         frame, extra = _judge(cell, data, settings)
-    except NotApplicable as reason:
-        return Record(Header(cell=cell, status="skipped", reason=str(reason)), empty_outcomes())
-    except UserError as reason:
-        return Record(Header(cell=cell, status="failed", reason=str(reason)), empty_outcomes())
+    except NotApplicable as refusal:
+        return Record(Header(cell=cell, status="skipped", reason=str(refusal)), empty_outcomes())
+    except UserError as mistake:
+        return Record(Header(cell=cell, status="failed", reason=str(mistake)), empty_outcomes())
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return Record(Header(cell=cell, status="failed", reason=reason), empty_outcomes())
+        text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return Record(Header(cell=cell, status="failed", reason=text), empty_outcomes())
     seconds = time.perf_counter() - clock
     header = Header(cell=cell, status="done", wall_seconds=seconds, provenance=proof, **extra)
     return Record(header, frame)
@@ -94,7 +94,9 @@ def _judge(cell: Cell, data: Dataset, settings: Settings) -> tuple[pd.DataFrame,
     aside = None
     if attack.fitted:
         if len(panel) < cell.images + ASIDE:
-            raise UserError(f"'{attack.name}' needs {ASIDE} images beside the {cell.images} scored: lower --limit")
+            raise UserError(
+                f"'{attack.name}' needs {ASIDE} images beside the {cell.images} scored: lower --limit"
+            )
         aside = data.batch(panel[-ASIDE:]).to(settings.device)
     result = attack.run(model, batch, threat, randomness, aside)
     if result.artifacts:
@@ -137,7 +139,7 @@ def _certify(
 def _frame(batch: Batch, threat: ThreatModel, **columns: Tensor) -> pd.DataFrame:
     n = len(batch)
     absent = {"success": False, "legal": True, "certified": False, "forward": 0, "backward": 0}
-    missing = {name: torch.nan for name in ("distance", "rmsd", "margin", "lower")}
+    missing = dict.fromkeys(("distance", "rmsd", "margin", "lower"), torch.nan)
     frame = empty_outcomes()
     values: dict[str, Any] = {
         "index": batch.index,
@@ -182,10 +184,27 @@ def _commit() -> tuple[str, bool]:
     if not (here / ".git").exists():
         return "", False
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
         state = subprocess.run(
             ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return "", False
     return head.stdout.strip(), bool(state.stdout.strip())
+
+
+def pick_device(wanted: str) -> str:
+    """ "cpu" or "cuda"; raises UserError where cuda is asked for and absent."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device is available, use --device cpu")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def prepare(what: tuple[str, str | None], settings: Settings) -> None:
+    """Checks that the data set can be read and, where a zoo name is given, that its weights are there."""
+    data, name = what
+    dataset(data, settings.data_root, settings.download)
+    if name is not None:
+        zoo_member(name, settings)

@@ -92,7 +92,7 @@ class AlphaCrown(Certifier):
     """
 
     paper = "Xu et al. 2021, 2011.13824"
-    cost = Cost.MEDIUM
+    cost = Cost.EXPENSIVE
 
     steps: int = 20
     rate: float = 0.25

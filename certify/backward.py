@@ -113,7 +113,8 @@ def relax(graph: Graph, x: Tensor, threat: ThreatModel, *slopes: Slope, interval
     """Bounds every relaxed operation's input, layer by layer, and sets lower slopes by the last of `slopes`.
 
     Each layer starts from its interval bounds; only the entries that these leave undecided get a
-    linear bound, by each of `slopes` in turn, intersected with what is known. With intervals=False
+    linear bound, by each of `slopes` in turn, intersected with what is known; without `slopes` the
+    interval bounds stay as they are and every lower line is parallel. With intervals=False
     every entry's bound is the linear one alone. Differentiable in the network's parameters.
     """
     passes = IntervalPass(graph, x, threat)
@@ -138,7 +139,7 @@ def relax(graph: Graph, x: Tensor, threat: ThreatModel, *slopes: Slope, interval
                 if value is not None:
                     alpha[i] = value.detach()
         passes.step(i)
-    return Relaxation(graph, x, threat, bounds, alphas[-1])
+    return Relaxation(graph, x, threat, bounds, alphas[-1] if alphas else {})
 
 
 def _bound_entries(relaxation: Relaxation, node: int, wanted: Tensor, known: Interval | None) -> Interval:

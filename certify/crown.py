@@ -11,6 +11,7 @@ from certify.backward import adaptive_slope, margins, relax
 from certify.base import Certifier, register_certifier
 from certify.prepare import prepare
 from models.base import Batch, Classifier
+from models.cost import Cost
 from models.randomness import Randomness
 from models.threat import ThreatModel
 
@@ -25,6 +26,7 @@ class Crown(Certifier):
     """
 
     paper = "Zhang et al. 2018, 1811.00866"
+    cost = Cost.MEDIUM
 
     def bound(self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness) -> Tensor:
         graph, x = prepare(model, batch.x)

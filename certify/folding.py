@@ -12,7 +12,7 @@ from certify.bounds import Interval
 from certify.rules.activation import ReLU
 from certify.rules.operation import Affine, Relaxed
 from certify.rules.pooling import MaxPool
-from models.errors import UserError
+from models.errors import NotApplicable
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def undecided_neurons(relaxation: Relaxation) -> list[Undecided]:
         if isinstance(operation, MaxPool) and not bool(operation.undecided(bounds).any()):
             continue
         if not isinstance(operation, ReLU):
-            raise UserError(
+            raise NotApplicable(
                 f"{type(operation).__name__} with an undecided input has no exact linear program here: "
                 "use crown or polytope"
             )

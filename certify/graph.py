@@ -19,7 +19,7 @@ import certify.rules.shape  # noqa: F401
 from certify.rules.operation import Affine, Operation
 from certify.rules.table import RULES, BatchSize, Call, Constant, Value
 from models.base import Classifier
-from models.errors import UserError
+from models.errors import NotApplicable, UserError
 
 # Functions of the network's own tensors that may be evaluated again at each use.
 FOLDABLE = {operator.getitem, operator.add, operator.sub, operator.mul, operator.truediv, operator.neg}
@@ -95,7 +95,7 @@ def trace(network: nn.Module) -> Graph:
     try:
         traced = _traced(root, type(network).__name__)
         if not torch.equal(random_state, torch.get_rng_state()):
-            raise UserError(f"'{type(network).__name__}' draws random numbers: no proof applies to it")
+            raise NotApplicable(f"'{type(network).__name__}' draws random numbers: no proof applies to it")
         return _Builder(root, set(vars(root)) - attributes).build(traced)
     finally:
         torch.set_rng_state(random_state)
@@ -109,7 +109,7 @@ def _traced(root: nn.Module, name: str) -> fx.Graph:
     except Exception as error:
         # The user's own forward runs on proxies here, and may fail in any way.
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"the certificates cannot trace '{name}': {reason}") from error
+        raise NotApplicable(f"the certificates cannot trace '{name}': {reason}") from error
 
 
 def _is_layer(network: nn.Module) -> bool:
@@ -136,7 +136,7 @@ class _Builder:
             else:
                 self.known[node] = self._call(node)
         if not isinstance(result, Value):
-            raise UserError("the network's output is not one tensor of logits that depends on the input")
+            raise NotApplicable("the network's output is not one tensor of logits that depends on the input")
         nodes = tuple(self.nodes[: result.index + 1])
         return Graph(nodes, _tail(nodes))
 
@@ -145,7 +145,7 @@ class _Builder:
             if node.args:
                 self.known[node] = node.args[0]
                 return
-            raise UserError("the certificates understand networks with one input")
+            raise NotApplicable("the certificates understand networks with one input")
         self.known[node] = Value(0)
 
     def _attribute(self, path: str) -> Callable[[], Any]:

@@ -112,8 +112,8 @@ class LinearProgram(Certifier):
 
     Intermediate bounds are the intersection of interval, polytope and crown bounds, so that the
     optimum is never below any of the three. `only_open` solves only the classes that polytope and
-    crown leave open; the others keep their bound. `seconds` limits one class, after which polytope's
-    and crown's bound stands. Source: Wong & Kolter 2018, 1711.00851, equation 4; Salman et al. 2019.
+    crown leave open; the others keep their bound. Where more than `neurons` neurons are undecided, or
+    after `seconds` on one class, polytope's and crown's bound stands. Source: Wong & Kolter 2018, 1711.00851, equation 4; Salman et al. 2019.
     """
 
     paper = "Wong & Kolter 2018, 1711.00851"
@@ -121,6 +121,7 @@ class LinearProgram(Certifier):
     cost = Cost.EXTREME
 
     only_open: bool = True
+    neurons: int = 300
     seconds: float = 60.0
 
     def bound(self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness) -> Tensor:
@@ -134,5 +135,7 @@ class LinearProgram(Certifier):
                 skip = (known[i] > 0) if self.only_open else torch.zeros_like(known[i], dtype=torch.bool)
                 skip[batch.y[i]] = True
                 sample = relaxation.select(one)
+                if sum(len(group.places) for group in undecided_neurons(sample)) > self.neurons:
+                    skip = torch.ones_like(skip)
                 pieces.append(solved_margins(sample, batch.y[one], known[one], self.seconds, skip))
         return torch.cat(pieces) if pieces else known

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from certify.graph import Graph, trace
 from models.base import Classifier
-from models.errors import UserError
+from models.errors import NotApplicable, UserError
 
 AGREEMENT = 1e-3
 
@@ -21,7 +21,7 @@ def prepare(model: Classifier, x: Tensor) -> tuple[Graph, Tensor]:
     not finite, and where the graph does not reproduce the model's own logits on x.
     """
     if model.stochastic:
-        raise UserError(f"model '{model.name}' is stochastic: only certificates by smoothing apply to it")
+        raise NotApplicable(f"model '{model.name}' is stochastic: only certificates by smoothing apply to it")
     for name, tensor in [*model.network.named_parameters(), *model.network.named_buffers()]:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"weight '{name}' of model '{model.name}' is NaN or infinite: train it again")

@@ -30,7 +30,9 @@ class TrainingStep:
     loss: float
 
 
-def _restore(place: Path, network: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]) -> int:
+def _restore(
+    place: Path, network: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
+) -> int:
     """Loads an interrupted run's state; returns the epochs already done."""
     if not place.exists():
         return 0
@@ -77,9 +79,19 @@ def train(
     Randomness depends on (seed, epoch, sample) alone, so a run that was stopped continues
     from its last finished epoch (`resume`) to the same weights as an unbroken one.
     """
-    network.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    identity = {"defense": defense.parameters(), "recipe": recipe.model_dump(), "seed": seed, "data": dataset.sha256}
+    network.to(device).train()
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(
+        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    identity = {
+        "defense": defense.parameters(),
+        "recipe": recipe.model_dump(),
+        "seed": seed,
+        "data": dataset.sha256,
+    }
     done = _restore(resume, network, optimizer, identity) if resume else 0
     per_epoch = -(-len(dataset) // recipe.batch_size)
     randomness = Randomness(seed)
@@ -102,7 +114,9 @@ def train(
     network.eval()
 
 
-def accuracy(network: nn.Module, dataset: Dataset, device: torch.device | str = "cpu", size: int = 1000) -> float:
+def accuracy(
+    network: nn.Module, dataset: Dataset, device: torch.device | str = "cpu", size: int = 1000
+) -> float:
     """The fraction of `dataset` that `network` classifies correctly."""
     right = 0
     with frozen(network), torch.inference_mode():
@@ -113,9 +127,7 @@ def accuracy(network: nn.Module, dataset: Dataset, device: torch.device | str = 
 
 
 def new_network(architecture: Architecture, seed: int) -> nn.Module:
-    """An untrained network whose initial weights depend on `seed` alone; the global generator is untouched."""
+    """An untrained network whose weights depend on `seed` alone; the global generator is untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Randomness(seed).child("weights").seed & ((1 << 63) - 1))
         return architecture.build()
-
-

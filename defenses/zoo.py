@@ -130,7 +130,9 @@ def load(
     try:
         network.load_state_dict(load_weights(str(name), folder))
     except RuntimeError:
-        raise UserError(f"weights of {name} do not fit the network: delete {places(str(name), folder)[0]}") from None
+        raise UserError(
+            f"weights of {name} do not fit the network: delete {places(str(name), folder)[0]}"
+        ) from None
     return classifier(network, architecture, str(name)).to(device)
 
 
@@ -143,5 +145,3 @@ def weights_hash(name: ModelName, folder: Path = SHIPPED) -> str:
     """The first 16 hexadecimal digits of the weights' hash, or "untrained"."""
     card = read_card(str(name), folder)
     return card.weights_sha256[:16] if card else "untrained"
-
-

@@ -42,7 +42,9 @@ def places(name: str, folder: Path = SHIPPED) -> tuple[Path, Path]:
     return folder / f"{name}.safetensors", folder / f"{name}.json"
 
 
-def save_weights(name: str, state: dict[str, Tensor], card: dict[str, Any], folder: Path = SHIPPED) -> ModelCard:
+def save_weights(
+    name: str, state: dict[str, Tensor], card: dict[str, Any], folder: Path = SHIPPED
+) -> ModelCard:
     """Stores weights and card; the card is written last, so that weights without one count as absent."""
     weights, described = places(name, folder)
     content = save({key: value.detach().cpu().contiguous() for key, value in state.items()})
@@ -60,7 +62,9 @@ def read_card(name: str, folder: Path = SHIPPED) -> ModelCard | None:
     try:
         return ModelCard.model_validate_json(described.read_bytes())
     except ValidationError as error:
-        raise UserError(f"model card {described} is damaged ({error.error_count()} errors): delete it") from None
+        raise UserError(
+            f"model card {described} is damaged ({error.error_count()} errors): delete it"
+        ) from None
 
 
 def load_weights(name: str, folder: Path = SHIPPED) -> dict[str, Tensor]:

@@ -91,7 +91,9 @@ def _mnist(train: bool) -> Loader:
         except RuntimeError:
             raise UserError(f"no MNIST under {place}: add --download, or point --data-root at it") from None
         except (OSError, ValueError) as error:
-            raise UserError(f"MNIST under {place} cannot be read ({error}): remove it and --download") from None
+            raise UserError(
+                f"MNIST under {place} cannot be read ({error}): remove it and --download"
+            ) from None
         return Dataset(name, raw.data[:, None], raw.targets.long(), 10)
 
     return load
@@ -112,4 +114,6 @@ def without(dataset: Dataset, excluded: Dataset) -> Dataset:
     unwanted = {row.numpy().tobytes() for row in excluded.pixels}
     keep = [i for i, row in enumerate(dataset.pixels) if row.numpy().tobytes() not in unwanted]
     index = torch.tensor(keep, dtype=torch.int64)
-    return Dataset(dataset.name, dataset.pixels[index], dataset.labels[index], dataset.num_classes, dataset.box)
+    return Dataset(
+        dataset.name, dataset.pixels[index], dataset.labels[index], dataset.num_classes, dataset.box
+    )

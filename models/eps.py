@@ -16,8 +16,10 @@ def parse_eps(value: str | float | None) -> float | None:
     if value is None:
         return None
     try:
+        if isinstance(value, bool):
+            raise TypeError
         eps = float(Fraction(value)) if isinstance(value, str) else float(value)
-    except (ValueError, ZeroDivisionError):
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         raise UserError(f"eps '{value}' is not a number: write it like 0.1 or 8/255") from None
     if not math.isfinite(eps) or eps < 0:
         raise UserError(f"eps must be a finite number >= 0, not {value}")

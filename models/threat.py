@@ -130,19 +130,29 @@ class ThreatModel:
         if self.norm == "linf" or self.eps is None:
             lower, upper = self.bounds(x)
             return lambda other: torch.maximum(torch.minimum(other, upper), lower)
-        radius = self.eps * (1 - 1e-6)
-        if self.norm == "l1":
-            return lambda other: self._project_l1(x, other, radius)
-        return lambda other: self._project_l2(x, other, radius)
+        place = self._project_l1 if self.norm == "l1" else self._project_l2
+        radius = torch.full((len(x),), self.eps * (1 - 1e-6), dtype=torch.float64, device=x.device)
+        # Rounding x' moves each entry by up to half a unit in the last place of its magnitude.
+        entries = x[0].numel() ** (1.0 if self.norm == "l1" else 0.5) if len(x) else 0.0
+        slack = torch.finfo(x.dtype).eps * entries * (vector_norm(x, "linf").double() + self.eps)
+        safe = (radius - slack).clamp(min=0)
 
-    def _project_l2(self, x: Tensor, other: Tensor, radius: float) -> Tensor:
+        def project(other: Tensor) -> Tensor:
+            moved = place(x, other, radius)
+            legal = self.contains(x, moved)
+            if not bool(legal.all()):
+                moved = torch.where(per_sample(legal, x), moved, place(x, other, safe))
+            return torch.where(per_sample(self.contains(x, other), x), other, moved)
+
+        return project
+
+    def _project_l2(self, x: Tensor, other: Tensor, radius: Tensor) -> Tensor:
         delta = other - x
         length = vector_norm(delta.double(), "l2").clamp(min=1e-300)
         scale = (radius / length).clamp(max=1.0).to(x.dtype)
-        moved = self.box.clamp(x + delta * per_sample(scale, x))
-        return torch.where(per_sample(self.contains(x, other), x), other, moved)
+        return self.box.clamp(x + delta * per_sample(scale, x))
 
-    def _project_l1(self, x: Tensor, other: Tensor, radius: float) -> Tensor:
+    def _project_l1(self, x: Tensor, other: Tensor, radius: Tensor) -> Tensor:
         """Exact projection on the l1 ball within the box, by bisection on the multiplier."""
         lower, upper = (self.box.lower - x).double(), (self.box.upper - x).double()
         delta = (other - x).double()
@@ -159,8 +169,7 @@ class ThreatModel:
             low, high = torch.where(outside, middle, low), torch.where(outside, high, middle)
         inside = vector_norm(shrink(torch.zeros_like(high)), "l1") <= radius
         level = torch.where(inside, torch.zeros_like(high), high)
-        moved = self.box.clamp((x.double() + shrink(level)).to(x.dtype))
-        return torch.where(per_sample(self.contains(x, other), x), other, moved)
+        return self.box.clamp((x.double() + shrink(level)).to(x.dtype))
 
     def sample(self, x: Tensor, index: Tensor, randomness: Randomness) -> Tensor:
         """A random legal point for each sample: uniform in the linf or l2 ball, then clipped to the box.

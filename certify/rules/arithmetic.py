@@ -13,7 +13,7 @@ from torch import Tensor
 from certify.bounds import Interval, dot
 from certify.rules.operation import Affine, folded
 from certify.rules.table import Call, Constant, Step, Value, like, rule
-from models.errors import UserError
+from models.errors import NotApplicable
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ScaleShift(Affine):
             if constant.dim() == values.dim() and constant.shape[0] == 1:
                 constant = constant[0]
             if torch.broadcast_shapes(constant.shape, values.shape[1:]) != values.shape[1:]:
-                raise UserError(
+                raise NotApplicable(
                     f"a constant of shape {tuple(constant.shape)} does not fit values of shape "
                     f"{tuple(values.shape[1:])}: it must broadcast to one sample"
                 )
@@ -74,7 +74,7 @@ class Sum(Affine):
         first, second = values
         if first.shape != second.shape:
             shapes = f"{tuple(first.shape[1:])} and {tuple(second.shape[1:])}"
-            raise UserError(f"values of shapes {shapes} are added: the certificates need equal shapes")
+            raise NotApplicable(f"values of shapes {shapes} are added: the certificates need equal shapes")
         return first + self.sign * second
 
     def interval(self, *inputs: Interval) -> Interval:

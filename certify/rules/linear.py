@@ -13,7 +13,7 @@ from certify.bounds import Interval
 from certify.rules.arithmetic import ScaleShift
 from certify.rules.operation import Affine, folded
 from certify.rules.table import Call, Step, pair, rule
-from models.errors import UserError
+from models.errors import NotApplicable, UserError
 
 # Covers the rounding of singular values in double precision.
 ROUNDING = 1 + 1e-9
@@ -165,7 +165,7 @@ class BatchNorm(ScaleShift):
         if module.training:
             raise UserError(f"{self.name}: batch normalisation in train mode mixes samples: call eval()")
         if module.running_mean is None or module.running_var is None:
-            raise UserError(f"{self.name}: batch normalisation without running statistics mixes samples")
+            raise NotApplicable(f"{self.name}: batch normalisation without running statistics mixes samples")
         factor = torch.rsqrt(module.running_var + module.eps)
         factor = factor if module.weight is None else factor * module.weight
         shift = -module.running_mean * factor

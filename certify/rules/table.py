@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from certify.rules.operation import Operation
-from models.errors import UserError
+from models.errors import NotApplicable
 
 REQUIRED = object()
 
@@ -47,7 +47,7 @@ class Call:
 
     def refuse(self, reason: str) -> NoReturn:
         """Raises UserError that names the operation."""
-        raise UserError(f"{self.name}: {reason}")
+        raise NotApplicable(f"{self.name}: {reason}")
 
     def bind(self, *required: str, **defaults: Any) -> dict[str, Any]:
         """The arguments by name, in the order of the signature; unknown ones are refused."""

@@ -36,6 +36,8 @@ def attack(name: str) -> Attack:
         return Substitute(seeds=20, rounds=2, queries=70, hidden=16, updates=20)
     if name == "transfer":
         return Transfer(source=mlp(seed=9))
+    if name == "pgd":
+        return PGD(steps=10, restarts=2, relative_step=0.2)
     if name == "cw":
         return CarliniWagner(rounds=3, steps=20)
     return ATTACKS[name]()

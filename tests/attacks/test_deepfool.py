@@ -77,7 +77,7 @@ def test_result_is_invariant_to_a_constant_on_the_logits(norm):
         model.network[3].bias += 50.0
     moved = DeepFool().run(model, batch, threat, Randomness(0))
     assert torch.equal(plain.success, moved.success)
-    torch.testing.assert_close(plain.distance, moved.distance, equal_nan=True, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(plain.distance, moved.distance, equal_nan=True, rtol=1e-3, atol=5e-4)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

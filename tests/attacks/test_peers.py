@@ -33,7 +33,7 @@ def theirs(attack, peer, batch, eps):
 @pytest.mark.parametrize("eps", [0.04, 0.06])
 def test_pgd(zoo, eps):
     model, peer, batch = zoo
-    attack = foolbox.attacks.LinfPGD(steps=40, rel_stepsize=0.05, random_start=True)
+    attack = foolbox.attacks.LinfPGD(steps=40, rel_stepsize=0.05, random_start=False)
     _, success = theirs(attack, peer, batch, eps)
     ours = PGD(steps=40, restarts=1, relative_step=0.05).run(
         model, batch, ThreatModel("linf", eps), Randomness(0)
@@ -44,7 +44,6 @@ def test_pgd(zoo, eps):
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_deepfool(zoo, norm):
-    """1 % is left for the different ways into the box: Foolbox clips each step and never looks at the bounds."""
     model, peer, batch = zoo
     attack = {"l2": foolbox.attacks.L2DeepFoolAttack, "linf": foolbox.attacks.LinfDeepFoolAttack}[norm]
     points, success = theirs(attack(steps=50, candidates=10, overshoot=0.02), peer, batch, None)
@@ -52,7 +51,7 @@ def test_deepfool(zoo, norm):
     ours = DeepFool().run(model, batch, threat, Randomness(0))
     assert bool(ours.success[success].all())
     distance = threat.distance(batch.x, points)[success]
-    assert float(ours.distance[success].mean()) <= 1.01 * float(distance.mean())
+    assert float(ours.distance[success].mean()) <= 1.001 * float(distance.mean())
 
 
 def test_cw(zoo):

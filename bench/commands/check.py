@@ -1,0 +1,62 @@
+"""`check`: this checkout against a committed baseline."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from bench.commands.run import Request, plan_of, run_missing
+from bench.execute import pending
+from bench.outcomes import contradictions, gather
+from bench.regress import compare, junit, load_baseline, regressed, save_baseline
+from bench.render import wide_console
+from bench.store import Store
+from models.atomic import write_atomically
+from models.errors import UserError
+
+
+def execute(
+    baseline: Path,
+    matrix: str,
+    junit_path: Path | None,
+    update: bool,
+    allow: int,
+    workers: int | None,
+    out: Path | None,
+) -> int:
+    """Runs the matrix and compares; returns 0 unchanged or better, 1 a regression, 2 not judged."""
+    reference = None if update else load_baseline(baseline)
+    with tempfile.TemporaryDirectory(prefix="rhobust-check-") as folder:
+        request = Request(matrix=matrix, workers=workers, device="cpu", out=out or Path(folder))
+        store, console = Store(request.out), wide_console()
+        plan, _ = plan_of(request)
+        plan = run_missing(plan, pending(plan, store), store, request, console)
+        records = store.many(cell.id for cell in plan.cells)
+    failed = [record for record in records if record.header.status == "failed"]
+    if failed:
+        for record in failed:
+            print(f"failed: {record.cell.title}: {record.header.reason}", file=sys.stderr)
+        raise UserError(f"{len(failed)} cells failed, so the run cannot be judged")
+    outcomes = gather(records)
+    clashes = contradictions(outcomes)
+    for line in clashes:
+        print(f"CONTRADICTION: {line}", file=sys.stderr)
+    if reference is None:
+        save_baseline(outcomes, baseline)
+        console.print(
+            f"baseline written: {baseline} ({len(outcomes)} outcomes)", highlight=False, soft_wrap=True
+        )
+        return 1 if clashes else 0
+    moves = compare(reference, outcomes)
+    for move in moves:
+        if move.missing or move.worse or move.better:
+            word = "regression" if regressed(move, allow) else "moved"
+            console.print(f"{word}: {move.line()}", highlight=False, soft_wrap=True)
+    if junit_path is not None:
+        write_atomically(junit_path, junit(moves, allow).encode())
+    bad = sum(regressed(move, allow) for move in moves)
+    console.print(
+        f"{len(moves)} cells compared with {baseline}: {bad} regressions", highlight=False, soft_wrap=True
+    )
+    return 1 if bad or clashes else 0

@@ -1,0 +1,184 @@
+"""`run`: a matrix from plan to leaderboards."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from bench.catalog import load
+from bench.cell import Cell
+from bench.commands.table import report
+from bench.execute import execute as execute_cells
+from bench.execute import pending
+from bench.executors.local import LocalExecutor, cores
+from bench.plan import Filters, Plan, make_plan, zoo_name
+from bench.record import Header
+from bench.render import wide_console
+from bench.spec import read_matrix
+from bench.store import RunFile, Store
+from bench.weights import card_hash
+from models.cost import Cost
+from models.errors import UserError
+
+ORDER = list(reversed(Cost))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for on the command line."""
+
+    matrix: str
+    models: tuple[str, ...] = ()
+    attacks: tuple[str, ...] = ()
+    defenses: tuple[str, ...] = ()
+    certificates: tuple[str, ...] = ()
+    data: str | None = None
+    data_root: Path | None = None
+    download: bool = False
+    limit: int | None = None
+    device: str = "auto"
+    workers: int | None = None
+    seed: int | None = None
+    out: Path = Path("results")
+
+
+def plan_of(request: Request) -> tuple[Plan, str]:
+    """The cells that the request asks for, and the matrix' name."""
+    spec = read_matrix(request.matrix).limited(request.limit)
+    changes: dict[str, object] = {}
+    if request.data is not None:
+        changes["data"] = request.data
+    if request.seed is not None:
+        changes["seed"] = request.seed
+    spec = spec.model_copy(update=changes)
+    filters = Filters(request.models, request.defenses, request.attacks, request.certificates)
+    return make_plan(spec, load(), card_hash, filters), spec.name
+
+
+def execute(request: Request, dry_run: bool) -> int:
+    """Runs what is still missing, writes and prints the leaderboards; returns the exit code."""
+    console = wide_console()
+    if request.workers is not None and request.workers < 1:
+        raise UserError(f"--workers must be at least 1, not {request.workers}")
+    plan, name = plan_of(request)
+    if not plan.cells:
+        raise UserError("nothing to run: no judge has a norm that the matrix' threats use")
+    store = Store(request.out)
+    waiting = pending(plan, store)
+    if dry_run:
+        return _show_plan(plan, waiting, store, console)
+    plan = run_missing(plan, waiting, store, request, console)
+    cells = [cell.id for cell in plan.cells]
+    store.save_run(RunFile(matrix=name, cells=cells, skips=[(skip.what, skip.reason) for skip in plan.skips]))
+    contradiction = report(store, cells, console)
+    return max(contradiction, _explain(plan, store, console))
+
+
+def run_missing(plan: Plan, waiting: list[Cell], store: Store, request: Request, console: Console) -> Plan:
+    """Trains what is missing, runs what is waiting; returns the plan with the weights' hashes known."""
+    if not waiting:
+        return plan
+    work = importlib.import_module("bench.work")
+    settings = work.Settings(
+        request.data_root, request.download, work.pick_device(request.device), request.out
+    )
+    absent = sorted(
+        {zoo_name((cell.model, cell.defense)) for cell in plan.cells if "untrained" in cell.weights}
+    )
+    with LocalExecutor(1 if settings.device == "cuda" else request.workers or cores()) as executor:
+        for name in absent:
+            console.print(
+                f"training {name}, whose weights are absent (bench train shows progress)", highlight=False
+            )
+            executor.call(functools.partial(work.prepare, settings=settings), (plan.cells[0].data, name))
+        executor.call(functools.partial(work.prepare, settings=settings), (plan.cells[0].data, None))
+        if absent:
+            plan, _ = plan_of(request)
+            waiting = pending(plan, store)
+        costs = {
+            name: entry.cost for kind in (load().attacks, load().certificates) for name, entry in kind.items()
+        }
+        ordered = sorted(waiting, key=lambda cell: ORDER.index(costs[cell.judge.name]))
+        run_cell = functools.partial(work.run_cell, settings=settings)
+        records = execute_cells(ordered, run_cell, store, executor)
+        with _progress(console) as progress:
+            bar = progress.add_task("", total=len(ordered))
+            for number, record in enumerate(records, start=1):
+                progress.update(bar, advance=1, description=record.cell.title)
+                if not console.is_terminal:
+                    print(f"[{number}/{len(ordered)}] {_line(record.header)}", flush=True)
+    return plan
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        MofNCompleteColumn(),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _line(header: Header) -> str:
+    state = f"{header.wall_seconds:.1f} s" if header.status == "done" else f"{header.status}: {header.reason}"
+    return f"{header.cell.title}: {state}"
+
+
+def _show_plan(plan: Plan, waiting: list[Cell], store: Store, console: Console) -> int:
+    """Prints what would run and what is done, with the time that finished cells took."""
+    todo = {cell.id for cell in waiting}
+    known = 0.0
+    for cell in plan.cells:
+        header = store.header(cell.id)
+        seconds = header.wall_seconds if header else 0.0
+        known += seconds
+        state = "would run" if cell.id in todo else "done"
+        took = f", took {seconds:.1f} s" if seconds else ""
+        console.print(f"{state:9} {cell.title}{took}", highlight=False, soft_wrap=True)
+    for skip in plan.skips:
+        console.print(f"skipped   {skip.what}: {skip.reason}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{len(plan.cells)} cells, {len(todo)} to run; the others took {known:.0f} s of one core",
+        highlight=False,
+    )
+    return 0
+
+
+def _explain(plan: Plan, store: Store, console: Console) -> int:
+    """Prints every skip and failure with its reason; returns 1 where a cell failed."""
+    failed = 0
+    groups: dict[str, int] = {}
+    for cell in plan.cells:
+        header = store.header(cell.id)
+        if header is not None and header.status == "skipped":
+            line = f"skipped: {cell.judge.label} on {cell.defended}: {header.reason}"
+            groups[line] = groups.get(line, 0) + 1
+        elif header is None or header.status == "failed":
+            failed += 1
+            reason = header.reason if header else "no record"
+            print(f"failed: {cell.title}: {reason}", file=sys.stderr)
+    for skip in plan.skips:
+        console.print(f"skipped: {skip.what}: {skip.reason}", highlight=False, soft_wrap=True)
+    for line, count in groups.items():
+        console.print(f"{line} ({count} cells)", highlight=False, soft_wrap=True)
+    if failed:
+        print(f"{failed} of {len(plan.cells)} cells failed; the others are kept", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,44 @@
+"""`table`: leaderboards from stored records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.outcomes import contradictions, gather
+from bench.record import Record
+from bench.render import show, wide_console, write
+from bench.store import Store
+from bench.tables import Table, all_tables
+from models.errors import UserError
+
+
+def leaderboards(records: list[Record], folder: Path) -> tuple[list[Table], list[str]]:
+    """Writes the leaderboards of `records` under `folder`; returns them and the contradictions found."""
+    outcomes = gather(records)
+    tables = all_tables(outcomes)
+    write(tables, folder)
+    return tables, contradictions(outcomes)
+
+
+def report(store: Store, cell_ids: list[str], console: Console) -> int:
+    """Writes and prints the leaderboards; returns 1 where a proof and an attack contradict each other."""
+    tables, clashes = leaderboards(store.many(cell_ids), store.folder / "leaderboards")
+    for table in tables:
+        if not table.name.endswith("-judges"):
+            show(table, console)
+    console.print(f"leaderboards: {store.folder / 'leaderboards'}", highlight=False, soft_wrap=True)
+    errors = Console(stderr=True)
+    for line in clashes:
+        errors.print(f"CONTRADICTION: {line}", style="bold red", highlight=False, soft_wrap=True)
+    return 1 if clashes else 0
+
+
+def execute(out: Path) -> int:
+    """Rebuilds the leaderboards of the last run under `out`."""
+    store = Store(out)
+    run = store.load_run()
+    if not run.cells:
+        raise UserError(f"the last run under {out} had no cells")
+    return report(store, run.cells, wide_console())

@@ -1,0 +1,143 @@
+"""This run against a baseline, sample by sample; needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+import pyarrow
+
+from bench.outcomes import KEYS
+from models.errors import UserError
+
+SAMPLE = [*KEYS, "index"]
+KEPT = [*SAMPLE, "label", "clean", "success", "certified", "distance"]
+# Distances that differ by less than this factor are the same: another CPU rounds otherwise.
+SLACK = 1.01
+
+
+@dataclass(frozen=True)
+class Move:
+    """One cell against its baseline: which samples got worse and better, and both numbers.
+
+    The numbers are accuracies, or median distances (`minimal`) where the smallest perturbation is sought.
+    """
+
+    cell: str
+    n: int
+    before: float
+    after: float
+    worse: tuple[int, ...]
+    better: tuple[int, ...]
+    missing: bool = False
+    minimal: bool = False
+
+    def line(self) -> str:
+        """One line that names the cell, both numbers and the samples that got worse."""
+        if self.missing:
+            return f"{self.cell}: in the baseline ({self._number(self.before)}) but not in this run"
+        named = f", worse on samples {', '.join(map(str, self.worse[:10]))}" if self.worse else ""
+        more = f" and {len(self.worse) - 10} more" if len(self.worse) > 10 else ""
+        return (
+            f"{self.cell}: {self._number(self.before)} -> {self._number(self.after)} of {self.n}, "
+            f"{len(self.worse)} worse, {len(self.better)} better{named}{more}"
+        )
+
+    def _number(self, value: float) -> str:
+        return f"median distance {value:.4g}" if self.minimal else f"{100 * value:.1f} %"
+
+
+def save_baseline(outcomes: pd.DataFrame, path: Path) -> None:
+    """Stores what `compare` needs of a run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    outcomes[KEPT].sort_values(SAMPLE, ignore_index=True).to_parquet(path, index=False, compression="zstd")
+
+
+def load_baseline(path: Path) -> pd.DataFrame:
+    """A stored baseline; raises UserError where it is absent or cannot be read."""
+    if not path.exists():
+        raise UserError(
+            f"no baseline {path}: make one with: python -m bench check --update --baseline {path}"
+        )
+    try:
+        frame = pd.read_parquet(path)
+    except (pyarrow.ArrowException, OSError, ValueError):
+        raise UserError(f"baseline {path} is damaged: restore it from version control") from None
+    missing = [name for name in KEPT if name not in frame.columns]
+    if missing:
+        raise UserError(f"{path} is no baseline: it lacks {', '.join(missing)}")
+    return frame
+
+
+def _worth(frame: pd.DataFrame) -> pd.Series:
+    """What a judge achieved on each sample: an attack's success or a certificate's proof."""
+    proof = frame["kind"] == "certificate"
+    return (frame["clean"] & frame["success"] & ~proof) | (frame["certified"] & proof)
+
+
+def compare(baseline: pd.DataFrame, outcomes: pd.DataFrame) -> list[Move]:
+    """One Move per cell of the baseline, in order.
+
+    Worse is a sample that its attack no longer breaks, that its certificate no longer proves, whose
+    clean prediction is now wrong, or whose smallest perturbation grew; better is the reverse.
+    """
+    moves = []
+    now = dict(list(outcomes.groupby(KEYS, dropna=False, sort=True)))
+    order = {_plain(key): key for key in now}
+    for key, old in baseline.groupby(KEYS, dropna=False, sort=True):
+        name, minimal = _title(dict(zip(KEYS, key, strict=True))), bool(old["eps"].isna().all())
+        new = now[order[_plain(key)]] if _plain(key) in order else old.iloc[:0]
+        if not set(old["index"]) <= set(new["index"]):
+            moves.append(Move(name, len(old), _score(old), float("nan"), (), (), True, minimal))
+            continue
+        old = old.set_index("index")
+        new = new.set_index("index").loc[old.index]
+        lost, won = _worse(old, new), _worse(new, old)
+        worse, better = tuple(map(int, old.index[lost])), tuple(map(int, old.index[won & ~lost]))
+        moves.append(Move(name, len(old), _score(old), _score(new), worse, better, False, minimal))
+    return moves
+
+
+def _worse(old: pd.DataFrame, new: pd.DataFrame) -> pd.Series:
+    """Which samples are worse in `new` than in `old`."""
+    farther = old["eps"].isna() & _worth(old) & (new["distance"] > SLACK * old["distance"])
+    return (_worth(old) & ~_worth(new) & new["clean"]) | (old["clean"] & ~new["clean"]) | farther
+
+
+def _plain(key: tuple[object, ...]) -> tuple[object, ...]:
+    return tuple("" if isinstance(part, float) and part != part else part for part in key)
+
+
+def _title(named: dict[str, object]) -> str:
+    eps = named["eps"]
+    radius = "minimal" if isinstance(eps, float) and eps != eps else f"{eps:g}"
+    return f"{named['data']} | {named['defended']} | {named['judge']} | {named['norm']}-{radius}"
+
+
+def _score(frame: pd.DataFrame) -> float:
+    """The accuracy, or the median distance for a minimal attack, infinite where it finds nothing."""
+    if bool(frame["eps"].isna().all()):
+        return float(frame["distance"].fillna(float("inf")).median())
+    proof = frame["kind"] == "certificate"
+    held = (proof & frame["certified"]) | (~proof & ~frame["success"] & frame["clean"])
+    return float(held.mean())
+
+
+def junit(moves: list[Move], allow: int) -> str:
+    """The comparison as JUnit XML: one test case a cell."""
+    bad = [move for move in moves if regressed(move, allow)]
+    suite = ElementTree.Element(
+        "testsuite", name="rhobust check", tests=str(len(moves)), failures=str(len(bad)), errors="0"
+    )
+    for move in moves:
+        case = ElementTree.SubElement(suite, "testcase", classname="rhobust.check", name=move.cell)
+        if move in bad:
+            ElementTree.SubElement(case, "failure", message=move.line())
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def regressed(move: Move, allow: int) -> bool:
+    """Whether a cell got worse on more than `allow` samples, or is gone."""
+    return move.missing or len(move.worse) > allow

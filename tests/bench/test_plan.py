@@ -1,0 +1,192 @@
+"""From a matrix to its cells, on a small hand-made catalog."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from bench.catalog import load
+from bench.cell import Cell, Threat
+from bench.plan import Filters, Plan, make_plan
+from bench.spec import MatrixSpec, read_matrix
+from models.cost import Cost
+from models.errors import UserError
+from tests.bench.builders import catalog
+
+IMAGES = {Cost.CHEAP: 100, Cost.MEDIUM: 50, Cost.EXPENSIVE: 20, Cost.EXTREME: 2}
+THREATS = (Threat(norm="linf", eps=0.1), Threat(norm="linf", eps=0.3), Threat(norm="l2", eps=1.0))
+
+
+def weights(name: str) -> str:
+    return f"hash-of-{name}"
+
+
+def spec(**changes: Any) -> MatrixSpec:
+    return MatrixSpec(**{"name": "mine", "threats": (), "images": IMAGES}).model_copy(
+        update={"threats": THREATS, **changes}
+    )
+
+
+def plan(filters: Filters | None = None, **changes: Any) -> Plan:
+    return make_plan(spec(**changes), catalog(), weights, filters)
+
+
+def defended(cells: tuple[Cell, ...]) -> list[str]:
+    return list(dict.fromkeys(cell.defended for cell in cells))
+
+
+def test_a_star_is_everything_registered() -> None:
+    made = plan()
+    assert defended(made.cells) == ["dense", "dense+hull", "pooled"]
+    counts = Counter(cell.judge.name for cell in made.cells if cell.defended == "dense")
+    # transfer: two other sources x two linf radii; sparse has only l1, which no threat uses.
+    assert counts == {"step": 3, "nearest": 2, "transfer": 4, "boxes": 3, "program": 2}
+    assert len({cell.id for cell in made.cells}) == len(made.cells) == 3 * 14
+
+
+def test_the_shipped_registries_are_in_full() -> None:
+    known = load()
+    cells = make_plan(read_matrix("full"), known, weights).cells
+    named = {cell.judge.name for cell in cells}
+    assert named == {*known.attacks, *known.certificates}
+    assert {cell.model for cell in cells} == set(known.models)
+    assert {cell.defense for cell in cells} == set(known.defenses)
+
+
+def test_images_follow_the_cost_class() -> None:
+    images = {(cell.judge.name, cell.images) for cell in plan().cells}
+    assert images == {("step", 100), ("nearest", 50), ("transfer", 100), ("boxes", 100), ("program", 2)}
+    none = plan(images={**IMAGES, Cost.EXTREME: 0}).cells
+    assert "program" not in {cell.judge.name for cell in none}
+
+
+def test_a_minimal_attack_runs_once_a_norm_without_a_radius() -> None:
+    threats = [cell.threat for cell in plan(models=("dense+none",)).cells if cell.judge.name == "nearest"]
+    assert threats == [Threat(norm="linf", eps=None), Threat(norm="l2", eps=None)]
+
+
+def test_a_threat_without_a_radius_is_for_minimal_attacks_only() -> None:
+    cells = plan(threats=(Threat(norm="l2", eps=None),), models=("dense+none",)).cells
+    assert [(cell.judge.name, cell.threat.eps) for cell in cells] == [("nearest", None)]
+
+
+def test_transfer_never_attacks_a_model_with_its_own_examples() -> None:
+    pairs = [
+        (cell.judge.chosen["source"], cell.defended) for cell in plan().cells if cell.judge.name == "transfer"
+    ]
+    zoo = ["dense", "dense+hull", "pooled"]
+    assert set(pairs) == {(a, b) for a in zoo for b in zoo if a != b}
+    only = [cell for cell in plan(sources=("pooled",)).cells if cell.judge.name == "transfer"]
+    assert {(cell.judge.chosen["source"], cell.defended) for cell in only} == {
+        ("pooled", "dense"),
+        ("pooled", "dense+hull"),
+    }
+
+
+def test_a_refusal_is_a_skip_with_its_reason_and_no_cell() -> None:
+    made = plan()
+    assert "pooled+hull" not in defended(made.cells)
+    assert ("pooled+hull", "max pooling has no dual") in [(skip.what, skip.reason) for skip in made.skips]
+
+
+def test_a_judge_whose_norms_are_never_asked_for_is_a_skip() -> None:
+    assert [skip.reason for skip in plan().skips if skip.what == "attack sparse"] == [
+        "has norms l1, which no threat of this matrix uses"
+    ]
+
+
+def test_lenet_refuses_the_polytope_defence() -> None:
+    skips = make_plan(read_matrix("full"), load(), weights).skips
+    assert [skip for skip in skips if skip.what == "lenet+polytope" and "max pooling" in skip.reason]
+
+
+def test_weights_are_part_of_the_identity_also_those_of_the_source() -> None:
+    one = {cell.title: cell for cell in plan().cells}
+    two = {
+        cell.title: cell
+        for cell in make_plan(spec(), catalog(), lambda name: f"{weights(name)}{name == 'pooled'}").cells
+    }
+    assert one.keys() == two.keys()
+    plainly = [title for title in one if one[title].defended == "dense" and one[title].judge.name == "step"]
+    assert plainly
+    for title in one:
+        touched = one[title].defended == "pooled" or one[title].judge.chosen.get("source") == "pooled"
+        same_but_for_the_suffix = one[title].weights in (two[title].weights.replace("False", ""),)
+        assert same_but_for_the_suffix != touched
+
+
+def test_parameters_of_the_matrix_reach_the_cell() -> None:
+    cells = plan(parameters={"step": {"steps": 3}}, models=("dense+none",)).cells
+    steps = [cell for cell in cells if cell.judge.name == "step"]
+    assert {cell.judge.label for cell in steps} == {"step(steps=3)"}
+    plain = {cell.id for cell in plan(models=("dense+none",)).cells if cell.judge.name == "step"}
+    assert plain & {cell.id for cell in steps} == set()
+
+
+FILTERS = {
+    "model": (Filters(models=("pooled",)), {"pooled"}, {"step", "nearest", "boxes", "program"}),
+    "zoo member": (Filters(models=("dense+hull",)), {"dense+hull"}, {"step", "nearest", "boxes", "program"}),
+    "defence": (Filters(defenses=("hull",)), {"dense+hull"}, {"step", "nearest", "boxes", "program"}),
+    "attack": (Filters(attacks=("step",)), {"dense", "dense+hull", "pooled"}, {"step"}),
+    "certificate": (Filters(certificates=("boxes",)), {"dense", "dense+hull", "pooled"}, {"boxes"}),
+    "both": (
+        Filters(attacks=("step",), certificates=("boxes",), models=("dense+none",)),
+        {"dense"},
+        {"step", "boxes"},
+    ),
+    "twice": (Filters(models=("pooled", "pooled"), attacks=("step", "step")), {"pooled"}, {"step"}),
+}
+
+
+@pytest.mark.parametrize("case", FILTERS)
+def test_filters_replace_the_lists_of_the_matrix(case: str) -> None:
+    filters, models, names = FILTERS[case]
+    cells = plan(filters).cells
+    assert set(defended(cells)) == models
+    assert {cell.judge.name for cell in cells} == names
+    assert len({cell.id for cell in cells}) == len(cells)
+
+
+def test_a_filtered_cell_is_the_same_cell() -> None:
+    whole = {cell.id for cell in plan().cells}
+    assert {cell.id for cell in plan(Filters(attacks=("step",), models=("dense",))).cells} < whole
+
+
+UNKNOWN = {
+    "model": ({"models": ("dens",)}, "unknown model 'dens': did you mean dense"),
+    "defence": ({"defenses": ("hul",)}, "unknown defense 'hul': did you mean hull"),
+    "defence of a zoo name": ({"models": ("dense+hul",)}, "unknown defense 'hul': did you mean hull"),
+    "attack": ({"attacks": ("stepp",)}, "unknown attack 'stepp': did you mean step"),
+    "certificate": ({"certificates": ("box",)}, "unknown certificate 'box': did you mean boxes"),
+    "data": ({"data": "mnist5"}, "unknown data set 'mnist5': did you mean mnist5k"),
+    "parameter": (
+        {"parameters": {"step": {"step": 3}}},
+        "unknown parameter of step 'step': did you mean steps",
+    ),
+    "component with parameters": (
+        {"parameters": {"stepp": {"steps": 3}}},
+        "unknown .*'stepp': did you mean step",
+    ),
+    "source": ({"sources": ("dens",)}, "unknown .*'dens': did you mean dense"),
+    "beside a star": ({"attacks": ("*", "stepp")}, "unknown attack 'stepp': did you mean step"),
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_unknown_names_suggest_the_nearest(case: str) -> None:
+    changes, message = UNKNOWN[case]
+    with pytest.raises(UserError, match=message) as refusal:
+        plan(**changes)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_name_like_nothing_lists_what_there_is() -> None:
+    with pytest.raises(UserError, match="known: nearest, sparse, step, transfer"):
+        plan(attacks=("xyzzy",))
+
+
+def test_no_model_is_refused() -> None:
+    with pytest.raises(UserError, match="names no model"):
+        plan(models=())
