@@ -33,6 +33,8 @@ class Entry(BaseModel):
     minimal: bool = False
     access: str = ""
     cost: Cost = Cost.CHEAP
+    wide_cost: Cost | None = None
+    neurons: int = 0
     models: tuple[str, ...] = ()
     defaults: dict[str, Any] = {}
     refuses: dict[str, str] = {}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bench.catalog import Catalog, Entry
 from bench.cell import Cell, Component, Threat
 from bench.spec import MatrixSpec
+from models.cost import WIDE, Cost
 from models.errors import UserError
 from models.registry import suggest
 
@@ -53,6 +54,7 @@ def make_plan(
 
     Raises UserError for unknown names and for parameters a component does not have.
     """
+    whole = spec
     spec, pairs = _filtered(spec, catalog, filters or Filters())
     if spec.data not in catalog.data:
         raise suggest("data set", spec.data, sorted(catalog.data))
@@ -63,10 +65,10 @@ def make_plan(
         expand("defense", (defense,) if plus else (), catalog.defenses)
     skips = [Skip(f"{model}+{defense}", reason) for model, defense, reason in pairs if reason]
     zoo = [(model, defense) for model, defense, reason in pairs if not reason]
-    sources = [name for name in map(zoo_name, zoo) if "*" in spec.sources or name in spec.sources]
+    sources = _sources(whole, catalog, list(map(zoo_name, zoo)), weights)
     cells: list[Cell] = []
     for model, defense in zoo:
-        for judge, threat, images in _judges(spec, catalog, zoo_name((model, defense)), sources):
+        for judge, threat, images in _judges(spec, catalog, (model, defense), sources):
             cells.append(
                 Cell(
                     data=spec.data,
@@ -111,13 +113,22 @@ def _filtered(
     return spec, [(m, d, catalog.defenses[d].refuses.get(m)) for m, d in ordered]
 
 
+def _sources(whole: MatrixSpec, catalog: Catalog, zoo: list[str], weights: Callable[[str], str]) -> list[str]:
+    """The models whose examples are transferred: those named, or all trained ones of the whole matrix."""
+    if "*" not in whole.sources:
+        return list(dict.fromkeys(whole.sources))
+    _, pairs = _filtered(whole, catalog, Filters())
+    names = [zoo_name((model, defense)) for model, defense, reason in pairs if not reason]
+    return [name for name in names if name in zoo or weights(name) != "untrained"]
+
+
 def _all_weights(name: str, judge: Component, weights: Callable[[str], str]) -> str:
     source = judge.chosen.get("source")
     return weights(name) if source is None else f"{weights(name)}<{weights(source)}"
 
 
 def _judges(
-    spec: MatrixSpec, catalog: Catalog, defended: str, sources: list[str]
+    spec: MatrixSpec, catalog: Catalog, pair: tuple[str, str], sources: list[str]
 ) -> Iterator[tuple[Component, Threat, int]]:
     """Every (judge, threat, number of images) that the matrix sets on one defended model."""
     for name in expand("attack", spec.attacks, catalog.attacks):
@@ -126,7 +137,7 @@ def _judges(
         chosen = _chosen(spec, entry)
         variants = [chosen]
         if entry.models:
-            variants = [{**chosen, entry.models[0]: source} for source in sources if source != defended]
+            variants = [{**chosen, entry.models[0]: source} for source in sources if source != zoo_name(pair)]
         for variant in variants:
             judge = Component(kind="attack", name=name, chosen=variant, defaults=entry.defaults)
             for threat in _threats(spec, entry):
@@ -134,11 +145,15 @@ def _judges(
                     yield judge, threat, images
     for name in expand("certificate", spec.certificates, catalog.certificates):
         entry = catalog.certificates[name]
-        images = spec.images[entry.cost]
+        images = spec.images[_cost(entry, catalog.models[pair[0]])]
         judge = Component(kind="certificate", name=name, chosen=_chosen(spec, entry), defaults=entry.defaults)
         for threat in _threats(spec, entry):
             if images:
                 yield judge, threat, images
+
+
+def _cost(judge: Entry, model: Entry) -> Cost:
+    return judge.wide_cost if judge.wide_cost and model.neurons > WIDE else judge.cost
 
 
 def _chosen(spec: MatrixSpec, entry: Entry) -> dict[str, object]:

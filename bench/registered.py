@@ -6,11 +6,14 @@ import dataclasses
 import inspect
 from typing import Any
 
+import torch
+from torch import nn
+
 from attacks.base import ATTACKS
 from bench.catalog import Catalog, Entry, plain
 from certify.base import CERTIFIERS
 from defenses.base import DEFENSES
-from models.architecture import MODELS
+from models.architecture import MODELS, Architecture
 from models.data import DATA
 from models.discover import import_modules
 
@@ -37,15 +40,34 @@ def _defaults(cls: type, without: tuple[str, ...] = ()) -> dict[str, Any]:
 def catalog() -> Catalog:
     """Every registered component as plain data."""
     return Catalog(
-        models={
-            name: Entry(name=name, summary=first_line(MODELS[name].build), paper=MODELS[name].paper)
-            for name in MODELS
-        },
+        models={name: _model(name) for name in MODELS},
         defenses={name: _defense(name) for name in DEFENSES},
         attacks={name: _attack(name) for name in ATTACKS},
         certificates={name: _certificate(name) for name in CERTIFIERS},
         data={name: Entry(name=name, summary=first_line(DATA[name]), paper="") for name in DATA},
     )
+
+
+def _model(name: str) -> Entry:
+    architecture = MODELS[name]
+    return Entry(
+        name=name,
+        summary=first_line(architecture.build),
+        paper=architecture.paper,
+        neurons=_neurons(architecture),
+    )
+
+
+def _neurons(architecture: Architecture) -> int:
+    """How many outputs the linear and convolutional layers of a network have together."""
+    counts: list[int] = []
+    network = architecture.build().eval()
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(lambda _module, _inputs, output: counts.append(output[0].numel()))
+    with torch.no_grad():
+        network(torch.zeros(1, *architecture.input_shape))
+    return sum(counts)
 
 
 def _defense(name: str) -> Entry:
@@ -83,5 +105,6 @@ def _certificate(name: str) -> Entry:
         paper=cls.paper,
         norms=cls.norms,
         cost=cls.cost,
+        wide_cost=cls.wide_cost,
         defaults=_defaults(cls),
     )

@@ -103,7 +103,7 @@ def compare(baseline: pd.DataFrame, outcomes: pd.DataFrame) -> list[Move]:
 def _worse(old: pd.DataFrame, new: pd.DataFrame) -> pd.Series:
     """Which samples are worse in `new` than in `old`."""
     farther = old["eps"].isna() & _worth(old) & (new["distance"] > SLACK * old["distance"])
-    return (_worth(old) & ~_worth(new) & new["clean"]) | (old["clean"] & ~new["clean"]) | farther
+    return (_worth(old) & ~_worth(new)) | (old["clean"] & ~new["clean"]) | farther
 
 
 def _plain(key: tuple[object, ...]) -> tuple[object, ...]:

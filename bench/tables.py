@@ -29,9 +29,8 @@ def threats(outcomes: pd.DataFrame) -> list[tuple[str, float]]:
     """The (norm, eps) pairs that some fixed-radius judge was run at, in order."""
     fixed = outcomes[outcomes["eps"].notna()][["norm", "eps"]].drop_duplicates()
     order = {"linf": 0, "l2": 1, "l1": 2}
-    return sorted(
-        zip(fixed["norm"].tolist(), fixed["eps"].tolist(), strict=True), key=lambda pair: (order[pair[0]], pair[1])
-    )
+    pairs = zip(fixed["norm"].tolist(), fixed["eps"].tolist(), strict=True)
+    return sorted(pairs, key=lambda pair: (order[pair[0]], pair[1]))
 
 
 def all_tables(outcomes: pd.DataFrame) -> list[Table]:

@@ -93,6 +93,7 @@ class AlphaCrown(Certifier):
 
     paper = "Xu et al. 2021, 2011.13824"
     cost = Cost.EXPENSIVE
+    wide_cost = Cost.EXTREME
 
     steps: int = 20
     rate: float = 0.25

@@ -44,13 +44,15 @@ class Certificate:
 class Certifier(ABC):
     """Frozen hyper-parameters and one method to write, `bound`.
 
-    norms: those it can bound. cost: what one image costs. confidence is 1 for a proof.
+    norms: those it can bound. cost: what one image costs; wide_cost: the same on networks of more
+    than models.cost.WIDE neurons, where it differs. confidence is 1 for a proof.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     cost: ClassVar[Cost] = Cost.CHEAP
+    wide_cost: ClassVar[Cost | None] = None
     confidence: ClassVar[float] = 1.0
 
     @abstractmethod

@@ -113,7 +113,8 @@ class LinearProgram(Certifier):
     Intermediate bounds are the intersection of interval, polytope and crown bounds, so that the
     optimum is never below any of the three. `only_open` solves only the classes that polytope and
     crown leave open; the others keep their bound. Where more than `neurons` neurons are undecided, or
-    after `seconds` on one class, polytope's and crown's bound stands. Source: Wong & Kolter 2018, 1711.00851, equation 4; Salman et al. 2019.
+    after `seconds` on one class, polytope's and crown's bound stands.
+    Source: Wong & Kolter 2018, 1711.00851, equation 4; Salman et al. 2019.
     """
 
     paper = "Wong & Kolter 2018, 1711.00851"

@@ -12,6 +12,7 @@ from certify.base import Certifier, register_certifier
 from certify.graph import Graph
 from certify.prepare import prepare
 from models.base import Batch, Classifier
+from models.cost import Cost
 from models.randomness import Randomness
 from models.threat import Box, ThreatModel
 
@@ -39,6 +40,7 @@ class Polytope(Certifier):
     """
 
     paper = "Wong & Kolter 2018, 1711.00851"
+    wide_cost = Cost.EXTREME
 
     clipped: bool = True
 

@@ -12,7 +12,7 @@ from filelock import FileLock
 from torch import nn
 
 from defenses.base import DEFENSES, Defense
-from defenses.training import TrainingStep, accuracy, new_network, train
+from defenses.training import TrainingStep, accuracy, channels_last, new_network, train
 from models.architecture import MODELS, Architecture
 from models.base import Classifier
 from models.checkpoint import SHIPPED, load_weights, places, read_card, save_weights
@@ -138,7 +138,7 @@ def load(
 
 def classifier(network: nn.Module, architecture: Architecture, name: str) -> Classifier:
     """`network` as a classifier that is ready to be judged."""
-    return Classifier(network.eval(), num_classes=architecture.num_classes, name=name).eval()
+    return Classifier(channels_last(network).eval(), num_classes=architecture.num_classes, name=name).eval()
 
 
 def weights_hash(name: ModelName, folder: Path = SHIPPED) -> str:

@@ -77,31 +77,35 @@ def _mnist5k(root: Path | None, download: bool) -> Dataset:
     return Dataset("mnist5k", values[:, :-1].reshape(-1, 1, 28, 28), values[:, -1].long(), 10)
 
 
-def _mnist(train: bool) -> Loader:
-    def load(root: Path | None, download: bool) -> Dataset:
-        name = "mnist-train" if train else "mnist"
-        place = root or (Path(os.environ["RHOBUST_DATA"]) if "RHOBUST_DATA" in os.environ else None)
-        if place is None:
-            raise UserError(
-                f"data set '{name}' needs --data-root DIR (or RHOBUST_DATA), the folder that holds MNIST/raw"
-            )
-        datasets = import_torchvision("torchvision.datasets")
-        try:
-            raw = datasets.MNIST(str(place), train=train, download=download)
-        except RuntimeError:
-            raise UserError(f"no MNIST under {place}: add --download, or point --data-root at it") from None
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"MNIST under {place} cannot be read ({error}): remove it and --download"
-            ) from None
-        return Dataset(name, raw.data[:, None], raw.targets.long(), 10)
+def _mnist_test(root: Path | None, download: bool) -> Dataset:
+    """MNIST's 10,000 test images, read by torchvision from --data-root."""
+    return _mnist("mnist", root, download)
 
-    return load
+
+def _mnist_train(root: Path | None, download: bool) -> Dataset:
+    """MNIST's 60,000 training images, read by torchvision from --data-root."""
+    return _mnist("mnist-train", root, download)
+
+
+def _mnist(name: str, root: Path | None, download: bool) -> Dataset:
+    place = root or (Path(os.environ["RHOBUST_DATA"]) if "RHOBUST_DATA" in os.environ else None)
+    if place is None:
+        raise UserError(
+            f"data set '{name}' needs --data-root DIR (or RHOBUST_DATA), the folder that holds MNIST/raw"
+        )
+    datasets = import_torchvision("torchvision.datasets")
+    try:
+        raw = datasets.MNIST(str(place), train=name == "mnist-train", download=download)
+    except RuntimeError:
+        raise UserError(f"no MNIST under {place}: add --download, or point --data-root at it") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"MNIST under {place} cannot be read ({error}): remove it and --download") from None
+    return Dataset(name, raw.data[:, None], raw.targets.long(), 10)
 
 
 DATA.add("mnist5k", _mnist5k)
-DATA.add("mnist", _mnist(train=False))
-DATA.add("mnist-train", _mnist(train=True))
+DATA.add("mnist", _mnist_test)
+DATA.add("mnist-train", _mnist_train)
 
 
 def load_data(name: str, root: Path | None = None, download: bool = False) -> Dataset:
