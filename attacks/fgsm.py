@@ -18,8 +18,9 @@ from models.threat import ThreatModel
 @register_attack("fgsm")
 @dataclass(frozen=True, kw_only=True)
 class FGSM(Attack):
-    """x' = clip(x + eps steepest(grad_x J(x, y))): the sign for linf, g/||g||_2 for l2, one entry for l1.
+    """One step of length eps along the loss's steepest direction.
 
+    x' = clip(x + eps steepest(grad_x J(x, y))): the sign for linf, g/||g||_2 for l2, one entry for l1.
     On a linear model it is the exact maximiser over the ball.
     Source: Goodfellow, Shlens, Szegedy 2015, 1412.6572, section 4.
     """

@@ -18,8 +18,9 @@ from models.threat import ThreatModel
 @register_attack("ifgsm")
 @dataclass(frozen=True, kw_only=True)
 class IteratedFGSM(Attack):
-    """x_{t+1} = Clip_{x,eps}(x_t + a sign(grad J(x_t, y))), x_0 = x.
+    """Many small FGSM steps from the clean input, each clipped to the ball.
 
+    x_{t+1} = Clip_{x,eps}(x_t + a sign(grad J(x_t, y))), x_0 = x, for linf.
     `relative_step` is a in units of eps. A sample leaves at its first misclassification.
     Source: Kurakin, Goodfellow, Bengio 2017, 1607.02533, section 2.2.
     """

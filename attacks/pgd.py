@@ -63,8 +63,9 @@ def climb(
 @register_attack("pgd")
 @dataclass(frozen=True, kw_only=True)
 class PGD(Attack):
-    """x_{t+1} = Proj(x_t + a steepest(grad J(x_t, y))) from random starts in the ball.
+    """Projected steepest ascent on the loss from several starts in the ball.
 
+    x_{t+1} = Proj(x_t + a steepest(grad J(x_t, y))).
     The first run starts at the clean input, the others at random points; a sample leaves at its
     first misclassification, unless `early_stop` is off. `relative_step` is a in units of eps.
     Source: Madry et al. 2018, 1706.06083, section 2.1.
@@ -75,7 +76,7 @@ class PGD(Attack):
 
     steps: int = 40
     restarts: int = 3
-    relative_step: float = 0.05
+    relative_step: float = 0.1
     loss: str = "ce"
     early_stop: bool = True
 

@@ -116,7 +116,7 @@ def _filtered(
 def _sources(whole: MatrixSpec, catalog: Catalog, zoo: list[str], weights: Callable[[str], str]) -> list[str]:
     """The models whose examples are transferred: those named, or all trained ones of the whole matrix."""
     if "*" not in whole.sources:
-        return list(dict.fromkeys(whole.sources))
+        return list(dict.fromkeys(name.removesuffix("+none") for name in whole.sources))
     _, pairs = _filtered(whole, catalog, Filters())
     names = [zoo_name((model, defense)) for model, defense, reason in pairs if not reason]
     return [name for name in names if name in zoo or weights(name) != "untrained"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from bench.outcomes import KEYS, broken_at, certified_at, verdicts
+from bench.record import Header
 from bench.stats import wilson
 
 
@@ -79,6 +81,27 @@ def bracket(outcomes: pd.DataFrame, norm: str, eps: float) -> Table:
         " case over all attacks from above (Wilson 95 % intervals in brackets)"
     )
     return Table(f"{norm}-{eps:g}", caption, frame, ("clean", "certified", "attacked", "gap"), ends)
+
+
+def not_run(headers: Iterable[Header]) -> Table:
+    """Every cell that was skipped or failed, with its reason."""
+    rows = [
+        {
+            "model": header.cell.model,
+            "defense": header.cell.defense,
+            "judge": header.cell.judge.label,
+            "threat": header.cell.threat.label,
+            "status": header.status,
+            "reason": header.reason,
+        }
+        for header in headers
+        if header.status != "done"
+    ]
+    return Table(
+        "not-run",
+        "Cells without a result: skipped where a judge does not apply, or failed",
+        pd.DataFrame(rows),
+    )
 
 
 def _of(outcomes: pd.DataFrame, defended: str, norm: str) -> pd.DataFrame:

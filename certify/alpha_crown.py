@@ -84,8 +84,9 @@ def climbed_margins(relaxation: Relaxation, y: Tensor, classes: int, steps: int,
 @register_certifier("alpha-crown")
 @dataclass(frozen=True, kw_only=True)
 class AlphaCrown(Certifier):
-    """max over alpha in [0, 1] of CROWN's bound, by `steps` steps of Adam of size `rate`.
+    """CROWN with its lower slopes optimised, per sample and class.
 
+    max over alpha in [0, 1] of the bound, by `steps` steps of Adam of size `rate`.
     The slopes of the final pass only are optimised, one set per sample and class; intermediate
     bounds are crown's and polytope's, intersected. The best value met is kept, so that the result is
     never below either. Source: Xu et al. 2021, 2011.13824, section 3.1.

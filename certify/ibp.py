@@ -103,7 +103,7 @@ def interval_margins(graph: Graph, x: Tensor, y: Tensor, threat: ThreatModel) ->
 @register_certifier("ibp")
 @dataclass(frozen=True, kw_only=True)
 class IntervalBounds(Certifier):
-    """min over the threat set of each neuron alone, layer by layer; the cheapest proof."""
+    """Bounds every neuron alone, layer by layer: the cheapest proof."""
 
     paper = "Gowal et al. 2018, 1810.12715"
 

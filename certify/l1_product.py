@@ -18,8 +18,9 @@ from models.threat import ThreatModel
 @register_certifier("l1-product")
 @dataclass(frozen=True, kw_only=True)
 class L1Product(Certifier):
-    """z_y - z_j at x, less eps ||w_y - w_j||_1 times prod gamma_l, gamma_l = max_i ||w_i||_1 of layer l.
+    """The margin at x less eps times the product of the layers' largest row l1 norms.
 
+    z_y - z_j - eps ||w_y - w_j||_1 prod gamma_l, gamma_l = max_i ||w_i||_1 of layer l.
     The last layer enters by its difference rows; the box is not used.
     Source: Gopalakrishnan et al. 2018, 1810.10625v1, Theorem 2.
     """

@@ -18,8 +18,9 @@ from models.threat import ThreatModel
 @register_certifier("lipschitz")
 @dataclass(frozen=True, kw_only=True)
 class Lipschitz(Certifier):
-    """z_y - z_j at x, less eps ||w_y - w_j||_2 times the product of the layers' spectral norms.
+    """The margin at x less eps times the product of the layers' spectral norms.
 
+    z_y - z_j - eps ||w_y - w_j||_2 prod ||W_l||_2.
     A convolution counts with an upper bound on its operator norm, not with the norm of its reshaped
     kernel, which torch's spectral_norm divides by and which may be smaller. The box is not used.
     Source: Tsuzuku, Sato, Sugiyama 2018, 1802.04034; Miyato et al. 2018, 1802.05957, section 2.1.

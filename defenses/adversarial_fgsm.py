@@ -20,8 +20,9 @@ from models.threat import ThreatModel
 @register_defense("adversarial-fgsm")
 @dataclass(frozen=True, kw_only=True)
 class AdversarialFGSM(Defense):
-    """min_theta alpha L(x, y) + (1 - alpha) L(x + eps sign grad_x L(x, y'), y).
+    """Trains on clean images and on their FGSM examples, half and half.
 
+    min_theta alpha L(x, y) + (1 - alpha) L(x + eps sign grad_x L(x, y'), y).
     The step is taken from the clean input against the predicted label y', which keeps the
     true label from leaking into the perturbation (Kurakin et al. 2017).
     """

@@ -21,8 +21,9 @@ from models.threat import ThreatModel
 @register_defense("adversarial-pgd")
 @dataclass(frozen=True, kw_only=True)
 class AdversarialPGD(Defense):
-    """min_theta E[max_{||d||_inf <= eps} L(f(x + d), y)], the inner maximum by PGD from a random start.
+    """Trains on PGD examples alone.
 
+    min_theta E[max_{||d||_inf <= eps} L(f(x + d), y)], the inner maximum by PGD from a random start.
     The radius grows linearly from 0 to eps over the first `ramp` of training. The inner
     maximum is found in bfloat16, which is several times faster and only has to be good.
     """

@@ -15,7 +15,7 @@ from models.randomness import Randomness
 @register_defense("none")
 @dataclass(frozen=True, kw_only=True)
 class NoDefense(Defense):
-    """min_theta E[-ln softmax(f(x))_y]."""
+    """Ordinary training: min_theta E[-ln softmax(f(x))_y]."""
 
     paper = "-"
 

@@ -21,8 +21,9 @@ from models.threat import ThreatModel
 @register_defense("polytope")
 @dataclass(frozen=True, kw_only=True)
 class PolytopeTraining(Defense):
-    """min_theta k L(f(x), y) + (1 - k) L(-J_eps(x), y), J the dual's lower bounds on z_y - z_j.
+    """Trains on the certificate itself: the dual bound of the convex outer polytope.
 
+    min_theta k L(f(x), y) + (1 - k) L(-J_eps(x), y), J the dual's lower bounds on z_y - z_j.
     The cross-entropy of the negated bounds is an upper bound on the worst loss in the ball. To make
     this affordable on a CPU, the first `warm` of training bounds the margins by intervals alone
     (Gowal et al. 2018), and the dual that follows takes its intermediate bounds from intervals. The

@@ -78,6 +78,9 @@ def execute(request: Request, dry_run: bool) -> int:
         raise UserError("nothing to run: no judge has a norm that the matrix' threats use")
     store = Store(request.out)
     waiting = pending(plan, store)
+    for cell in waiting:
+        if store.path(cell.id).exists() and store.header(cell.id) is None:
+            print(f"record {store.path(cell.id)} is damaged: its cell is run again", file=sys.stderr)
     if dry_run:
         return _show_plan(plan, waiting, store, console)
     plan = run_missing(plan, waiting, store, request, console)
@@ -115,9 +118,12 @@ def run_missing(plan: Plan, waiting: list[Cell], store: Store, request: Request,
         run_cell = functools.partial(work.run_cell, settings=settings)
         records = execute_cells(ordered, run_cell, store, executor)
         with _progress(console) as progress:
-            bar = progress.add_task("", total=len(ordered))
+            bar = progress.add_task(ordered[0].title, total=len(ordered))
+            open_cells = {cell.id: cell for cell in ordered}
             for number, record in enumerate(records, start=1):
-                progress.update(bar, advance=1, description=record.cell.title)
+                del open_cells[record.cell.id]
+                current = next(iter(open_cells.values()), record.cell)
+                progress.update(bar, advance=1, description=current.title)
                 if not console.is_terminal:
                     print(f"[{number}/{len(ordered)}] {_line(record.header)}", flush=True)
     return plan

@@ -10,14 +10,15 @@ from bench.outcomes import contradictions, gather
 from bench.record import Record
 from bench.render import show, wide_console, write
 from bench.store import Store
-from bench.tables import Table, all_tables
+from bench.tables import Table, all_tables, not_run
 from models.errors import UserError
 
 
 def leaderboards(records: list[Record], folder: Path) -> tuple[list[Table], list[str]]:
     """Writes the leaderboards of `records` under `folder`; returns them and the contradictions found."""
     outcomes = gather(records)
-    tables = all_tables(outcomes)
+    missing = not_run(record.header for record in records)
+    tables = [*all_tables(outcomes), *([missing] if len(missing.frame) else [])]
     write(tables, folder)
     return tables, contradictions(outcomes)
 
@@ -26,7 +27,7 @@ def report(store: Store, cell_ids: list[str], console: Console) -> int:
     """Writes and prints the leaderboards; returns 1 where a proof and an attack contradict each other."""
     tables, clashes = leaderboards(store.many(cell_ids), store.folder / "leaderboards")
     for table in tables:
-        if not table.name.endswith("-judges"):
+        if table.name != "not-run" and not table.name.endswith("-judges"):
             show(table, console)
     console.print(f"leaderboards: {store.folder / 'leaderboards'}", highlight=False, soft_wrap=True)
     errors = Console(stderr=True)
