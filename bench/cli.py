@@ -17,7 +17,8 @@ app = typer.Typer(
     name="rhobust",
     help=(
         "How far can a network's robust accuracy be pushed down, and how much of it can be proved?\n\n"
-        "Start with: python -m bench run --matrix quick"
+        "Start with: python -m bench run --matrix quick\n\n"
+        "--debug anywhere on the line shows the traceback of an error."
     ),
     no_args_is_help=True,
     add_completion=False,

@@ -40,13 +40,14 @@ class PolytopeTraining(Defense):
 
     def loss(self, network: nn.Module, batch: Batch, progress: float, randomness: Randomness) -> Tensor:
         clean = functional.cross_entropy(network(batch.x), batch.y)
-        threat = ThreatModel("linf", self.eps * self.overshoot * min(1.0, progress / self.ramp))
+        rise = min(1.0, progress / self.ramp) if self.ramp else 1.0
+        threat = ThreatModel("linf", self.eps * self.overshoot * rise)
         graph = trace(network)
         if progress < self.warm:
             lower = interval_margins(graph, batch.x, batch.y, threat)
         else:
             lower = margins(relax(graph, batch.x, threat), batch.y)
-        weight = 1 - (1 - self.clean_weight) * min(1.0, progress / self.ramp)
+        weight = 1 - (1 - self.clean_weight) * rise
         return weight * clean + (1 - weight) * functional.cross_entropy(-lower, batch.y)
 
     def recipe(self, architecture: Architecture) -> Recipe:

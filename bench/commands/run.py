@@ -24,7 +24,7 @@ from bench.commands.table import report
 from bench.execute import execute as execute_cells
 from bench.execute import pending
 from bench.executors.local import LocalExecutor, cores
-from bench.plan import Filters, Plan, make_plan, zoo_name
+from bench.plan import Filters, Plan, make_plan
 from bench.record import Header
 from bench.render import wide_console
 from bench.spec import read_matrix
@@ -75,19 +75,22 @@ def execute(request: Request, dry_run: bool) -> int:
         raise UserError(f"--workers must be at least 1, not {request.workers}")
     plan, name = plan_of(request)
     if not plan.cells:
-        raise UserError("nothing to run: no judge has a norm that the matrix' threats use")
+        raise UserError("nothing to run: no judge has images and a norm that the matrix' threats use")
     store = Store(request.out)
     waiting = pending(plan, store)
     for cell in waiting:
-        if store.path(cell.id).exists() and store.header(cell.id) is None:
+        header = store.header(cell.id)
+        if store.path(cell.id).exists() and (header is None or header.status != "failed"):
             print(f"record {store.path(cell.id)} is damaged: its cell is run again", file=sys.stderr)
     if dry_run:
         return _show_plan(plan, waiting, store, console)
     plan = run_missing(plan, waiting, store, request, console)
     cells = [cell.id for cell in plan.cells]
     store.save_run(RunFile(matrix=name, cells=cells, skips=[(skip.what, skip.reason) for skip in plan.skips]))
-    contradiction = report(store, cells, console)
-    return max(contradiction, _explain(plan, store, console))
+    failed = _explain(plan, store, console)
+    if not any(header is not None and header.status == "done" for header in map(store.header, cells)):
+        return failed
+    return max(failed, report(store, cells, console))
 
 
 def run_missing(plan: Plan, waiting: list[Cell], store: Store, request: Request, console: Console) -> Plan:
@@ -98,15 +101,18 @@ def run_missing(plan: Plan, waiting: list[Cell], store: Store, request: Request,
     settings = work.Settings(
         request.data_root, request.download, work.pick_device(request.device), request.out
     )
-    absent = sorted(
-        {zoo_name((cell.model, cell.defense)) for cell in plan.cells if "untrained" in cell.weights}
-    )
+    members = {cell.defended for cell in plan.cells}
+    members |= {str(cell.judge.chosen["source"]) for cell in plan.cells if "source" in cell.judge.chosen}
+    absent = sorted(name for name in members if card_hash(name) == "untrained")
     with LocalExecutor(1 if settings.device == "cuda" else request.workers or cores()) as executor:
         for name in absent:
             console.print(
                 f"training {name}, whose weights are absent (bench train shows progress)", highlight=False
             )
-            executor.call(functools.partial(work.prepare, settings=settings), (plan.cells[0].data, name))
+            try:
+                executor.call(functools.partial(work.prepare, settings=settings), (plan.cells[0].data, name))
+            except UserError as reason:
+                print(f"{name} stays untrained, its cells fail: {reason}", file=sys.stderr)
         executor.call(functools.partial(work.prepare, settings=settings), (plan.cells[0].data, None))
         if absent:
             plan, _ = plan_of(request)
