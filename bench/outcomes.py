@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 
+from bench.cell import Cell
 from bench.record import Record
 from models.errors import UserError
 
@@ -14,26 +16,21 @@ KEYS = ["data", "model", "defense", "defended", "kind", "judge", "norm", "eps"]
 
 def gather(records: Iterable[Record]) -> pd.DataFrame:
     """All outcomes of finished records in one frame; `eps` is NaN for the smallest perturbation."""
-    frames = []
-    for record in records:
-        if record.header.status != "done":
-            continue
-        cell = record.cell
-        frames.append(
-            record.outcomes.assign(
-                data=cell.data,
-                model=cell.model,
-                defense=cell.defense,
-                defended=cell.defended,
-                kind=cell.judge.kind,
-                judge=cell.judge.label,
-                norm=cell.threat.norm,
-                eps=float("nan") if cell.threat.eps is None else cell.threat.eps,
-            )
-        )
-    if not frames:
+    done = [record for record in records if record.header.status == "done"]
+    if not done:
         raise UserError("no finished cell to tabulate: see the reasons above, or run the matrix first")
-    return pd.concat(frames, ignore_index=True)
+    outcomes = pd.concat([record.outcomes for record in done], ignore_index=True)
+    keys = pd.DataFrame([_keys(record.cell) for record in done], columns=KEYS)
+    sizes = [len(record.outcomes) for record in done]
+    repeated = keys.loc[np.repeat(np.arange(len(done)), sizes)].reset_index(drop=True)
+    return pd.concat([outcomes, repeated], axis=1)
+
+
+def _keys(cell: Cell) -> tuple[object, ...]:
+    """The cell's values of KEYS."""
+    eps = float("nan") if cell.threat.eps is None else cell.threat.eps
+    named = (cell.data, cell.model, cell.defense, cell.defended)
+    return (*named, cell.judge.kind, cell.judge.label, cell.threat.norm, eps)
 
 
 def broken_at(outcomes: pd.DataFrame, eps: float) -> pd.Series:

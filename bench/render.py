@@ -80,7 +80,7 @@ def write(tables: Iterable[Table], folder: Path) -> list[Path]:
 
 def show(table: Table, console: Console) -> None:
     """Prints a table to the terminal."""
-    shown = formatted(table)
+    shown = _numbered(formatted(table), table.percent) if "source" in table.frame else formatted(table)
     rich = RichTable(
         title=Text(table.name, style="bold"),
         caption=Text(table.caption),
@@ -88,11 +88,19 @@ def show(table: Table, console: Console) -> None:
         caption_justify="left",
     )
     for name in shown.columns:
-        numeric = name in table.percent or pd.api.types.is_numeric_dtype(table.frame[name])
+        numeric = name not in table.frame or name in table.percent
+        numeric = numeric or pd.api.types.is_numeric_dtype(table.frame[name])
         rich.add_column(name.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
     for row in shown.itertuples(index=False):
         rich.add_row(*(Text(str(value)) for value in row))
     console.print(rich)
+
+
+def _numbered(shown: pd.DataFrame, models: tuple[str, ...]) -> pd.DataFrame:
+    """A transfer matrix whose columns are the numbers of its models, which fits a terminal."""
+    number = {name: f"({place})" for place, name in enumerate(models, start=1)}
+    named = shown["source"].map(lambda name: f"{number.get(name, '')} {name}".strip())
+    return shown.assign(source=named).rename(columns=number)
 
 
 def wide_console() -> Console:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from scipy.stats import binomtest
 
 
+@lru_cache(maxsize=4096)
 def wilson(successes: int, n: int) -> tuple[float, float]:
     """The Wilson 95 % interval of a fraction; (0, 1) where n is 0."""
     if n == 0:

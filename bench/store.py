@@ -35,6 +35,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.records = folder / "records"
+        self._read: dict[str, tuple[tuple[int, int], Record]] = {}
 
     def path(self, cell_id: str) -> Path:
         return self.records / f"{cell_id}.parquet"
@@ -53,8 +54,16 @@ class Store:
     def get(self, cell_id: str) -> Record | None:
         """The record of a cell, or None; raises DamagedRecord where its file cannot be read."""
         path = self.path(cell_id)
-        if not path.exists():
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
             return None
+        stamp = (stat.st_mtime_ns, stat.st_size)
+        if cell_id not in self._read or self._read[cell_id][0] != stamp:
+            self._read[cell_id] = (stamp, self._load(path))
+        return self._read[cell_id][1]
+
+    def _load(self, path: Path) -> Record:
         damaged = DamagedRecord(f"record {path} is damaged: delete it and run again")
         try:
             with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
@@ -70,10 +79,10 @@ class Store:
     def header(self, cell_id: str) -> Header | None:
         """The header alone, or None where the record is absent or damaged."""
         try:
-            schema = pyarrow.parquet.read_schema(self.path(cell_id))
-            return Header.model_validate_json((schema.metadata or {})[KEY])
-        except (pyarrow.ArrowException, OSError, KeyError, ValidationError, ValueError):
+            record = self.get(cell_id)
+        except DamagedRecord:
             return None
+        return None if record is None else record.header
 
     def many(self, cell_ids: Iterable[str]) -> list[Record]:
         """The records that exist, in the order asked for."""
