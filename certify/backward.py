@@ -18,8 +18,8 @@ from models.threat import ThreatModel
 MEMORY = 16 * 2**20
 COPIES = 6
 
-# The largest table of an operation's rows that is shared by all samples.
-TABLE = 256 * 2**20
+# The largest table of an operation's rows that is shared by all samples; making it takes some ten times as much.
+TABLE = 64 * 2**20
 
 Pick = Callable[[Tensor], tuple[int, Tensor, Tensor | float]]
 Slope = Callable[[Interval], Tensor | None]
