@@ -18,7 +18,7 @@ from models.threat import ThreatModel
 MEMORY = 16 * 2**20
 COPIES = 6
 
-# The largest table of an operation's rows that is shared by all samples; making it takes some ten times as much.
+# The largest table of an operation's rows that all samples share; making it takes ten times as much.
 TABLE = 64 * 2**20
 
 Pick = Callable[[Tensor], tuple[int, Tensor, Tensor | float]]
