@@ -101,22 +101,20 @@ def evaluate(
     if threat.eps is None:
         raise UserError("evaluate needs an eps: write it like 0.1 or 8/255")
     judged, batch = _inputs(model, images, labels, threat.box)
-    broken = ~_clean(judged, batch)
-    clean, certified = ~broken, torch.zeros_like(broken)
+    clean = _clean(judged, batch)
+    broken, certified = ~clean, torch.zeros_like(clean)
     rows: list[pd.DataFrame] = []
     flags: list[str] = []
     for name in _names(attacks, ATTACK_ORDER, norm, ATTACKS):
-        frame = _attack(name, judged, batch[~broken], threat, Randomness(seed))
-        broken[frame["index"].to_numpy()[frame["success"].to_numpy(dtype=bool)]] = True
-        rows.append(frame)
+        rows.append(_attack(name, judged, batch[~broken], threat, Randomness(seed)))
+        broken[_indices(rows[-1], "success")] = True
     for name in _names(certificates, CERTIFICATE_ORDER, norm, CERTIFIERS):
         try:
-            frame = _certify(name, judged, batch[clean & ~certified], threat, Randomness(seed))
+            rows.append(_certify(name, judged, batch[clean & ~certified], threat, Randomness(seed)))
         except NotApplicable as reason:
             flags.append(f"certificate {name} left out: {reason}")
             continue
-        certified[frame["index"].to_numpy()[frame["certified"].to_numpy(dtype=bool)]] = True
-        rows.append(frame)
+        certified[_indices(rows[-1], "certified")] = True
     clash = (certified & broken).nonzero()[:, 0].tolist()
     if clash:
         raise Contradiction(f"samples {clash} are certified and broken: one judge is wrong, report this")
@@ -185,6 +183,11 @@ def _certify(
         return _rows(name, "certificate", batch, start)
     result = CERTIFIERS[name]().run(model, batch, threat, randomness)
     return _rows(name, "certificate", batch, start, certified=result.certified, lower=result.margin)
+
+
+def _indices(frame: pd.DataFrame, column: str) -> Tensor:
+    """The places of the samples for which a column holds."""
+    return torch.from_numpy(frame.loc[frame[column].astype(bool), "index"].to_numpy(dtype="int64", copy=True))
 
 
 def _rows(name: str, kind: str, batch: Batch, start: float, **columns: Tensor) -> pd.DataFrame:
