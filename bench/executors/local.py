@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from models.errors import UserError
@@ -26,6 +27,16 @@ def cores() -> int:
 def _start_worker(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Holds Ctrl-C back while workers start: they inherit the mask, or would die of it half-started."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _follow(parent: int) -> None:
@@ -59,7 +70,8 @@ class LocalExecutor:
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
         """(item, function(item)) in the order of completion; `function` must be picklable."""
-        futures = {self._pool.submit(function, item): item for item in items}
+        with _interrupts_held():
+            futures = {self._pool.submit(function, item): item for item in items}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
