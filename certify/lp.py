@@ -12,7 +12,7 @@ from torch import Tensor
 from certify.backward import Relaxation, adaptive_slope, margins, parallel_slope, relax
 from certify.base import Certifier, register_certifier
 from certify.folding import Affines, Undecided, fold, fold_inputs, undecided_neurons
-from certify.ibp import margin_rows
+from certify.ibp import interval_margins, margin_rows
 from certify.prepare import prepare
 from certify.witness import recheck, slopes_from_multipliers
 from models.base import Batch, Classifier
@@ -111,9 +111,9 @@ class LinearProgram(Certifier):
     """The exact optimum of the triangle relaxation, per sample and class; linf only.
 
     Intermediate bounds are the intersection of interval, polytope and crown bounds, so that the
-    optimum is never below any of the three. `only_open` solves only the classes that polytope and
-    crown leave open; the others keep their bound. Where more than `neurons` neurons are undecided, or
-    after `seconds` on one class, polytope's and crown's bound stands.
+    optimum is never below any of the three. `only_open` solves only the classes that all three
+    leave open; the others keep their bound. Where more than `neurons` neurons are undecided, or
+    after `seconds` on one class, the best of interval, polytope and crown bounds stands.
     Source: Wong & Kolter 2018, 1711.00851, equation 4; Salman et al. 2019.
     """
 
@@ -130,6 +130,7 @@ class LinearProgram(Certifier):
         with torch.no_grad():
             relaxation = relax(graph, x, threat, parallel_slope, adaptive_slope)
             known = torch.maximum(margins(relaxation, batch.y), margins(relaxation.with_alpha({}), batch.y))
+            known = torch.maximum(known, interval_margins(graph, x, batch.y, threat))
             pieces = []
             for i in range(len(x)):
                 one = slice(i, i + 1)

@@ -7,6 +7,7 @@ import torch
 
 from certify import lp
 from certify.crown import Crown
+from certify.ibp import IntervalBounds
 from certify.lp import LinearProgram, Program
 from certify.polytope import Polytope
 from certify.witness import slopes_from_multipliers
@@ -122,3 +123,11 @@ def test_the_time_limit_reaches_the_solver(monkeypatch):
     monkeypatch.setattr(lp.Program, "multipliers", lambda self, value, seconds: limits.append(seconds))
     run(LinearProgram(only_open=False, seconds=1.5), model("mlp"), batch(1))
     assert limits == [1.5, 1.5]
+
+
+@pytest.mark.parametrize("lazy", [LinearProgram(), LinearProgram(neurons=0), LinearProgram(seconds=1e-9)])
+def test_no_shortcut_falls_below_the_bounds_it_starts_from(lazy):
+    judged, data = model("mlp"), batch()
+    lower = run(lazy, judged, data)
+    for start in (IntervalBounds(), Polytope(), Crown()):
+        assert (lower >= run(start, judged, data) - 1e-9).all()
