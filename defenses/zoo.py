@@ -139,9 +139,3 @@ def load(
 def classifier(network: nn.Module, architecture: Architecture, name: str) -> Classifier:
     """`network` as a classifier that is ready to be judged."""
     return Classifier(channels_last(network).eval(), num_classes=architecture.num_classes, name=name).eval()
-
-
-def weights_hash(name: ModelName, folder: Path = SHIPPED) -> str:
-    """The first 16 hexadecimal digits of the weights' hash, or "untrained"."""
-    card = read_card(str(name), folder)
-    return card.weights_sha256[:16] if card else "untrained"

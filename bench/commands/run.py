@@ -30,10 +30,7 @@ from bench.render import wide_console
 from bench.spec import read_matrix
 from bench.store import RunFile, Store
 from bench.weights import card_hash
-from models.cost import Cost
 from models.errors import UserError
-
-ORDER = list(reversed(Cost))
 
 
 @dataclass(frozen=True)
@@ -117,10 +114,10 @@ def run_missing(plan: Plan, waiting: list[Cell], store: Store, request: Request,
         if absent:
             plan, _ = plan_of(request)
             waiting = pending(plan, store)
-        costs = {
-            name: entry.cost for kind in (load().attacks, load().certificates) for name, entry in kind.items()
-        }
-        ordered = sorted(waiting, key=lambda cell: ORDER.index(costs[cell.judge.name]))
+        if not waiting:
+            return plan
+        # Few images mean dear ones: started first, they leave no long tail.
+        ordered = sorted(waiting, key=lambda cell: cell.images)
         run_cell = functools.partial(work.run_cell, settings=settings)
         records = execute_cells(ordered, run_cell, store, executor)
         with _progress(console) as progress:
