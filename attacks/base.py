@@ -8,6 +8,7 @@ float64 whether each point is a legal move and whether the model errs there.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, final
@@ -24,6 +25,7 @@ from models.registry import Registry
 from models.threat import ThreatModel, per_sample
 
 ROUNDING = 1e-5
+DRAWS = 15
 VIEWS: dict[str, type[Access]] = {"gradients": GradientAccess, "scores": ScoreAccess, "labels": LabelAccess}
 
 
@@ -36,7 +38,8 @@ class AdversarialBatch:
     clean input is already misclassified (clean (n,) is False there); margin (n,) float64 is
     z_y - max_{j != y} z_j at x_adv; legal (n,) is False where the proposal left ball or box;
     forward and backward (n,) count passes, shared_* those that no sample owns; artifacts are
-    what the attack fitted (a universal perturbation).
+    what the attack fitted (a universal perturbation). won_by names the stage that broke each
+    sample, "" where none did or the attack is of one piece.
     """
 
     x_adv: Tensor
@@ -50,6 +53,12 @@ class AdversarialBatch:
     shared_forward: int = 0
     shared_backward: int = 0
     artifacts: dict[str, Tensor] = field(default_factory=dict)
+    won_by: tuple[str, ...] = ()
+
+    @property
+    def wins(self) -> dict[str, int]:
+        """How many samples each stage broke, the most first."""
+        return dict(Counter(name for name in self.won_by if name).most_common())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +131,7 @@ class Attack(ABC):
             shared_forward=fitting.shared_forward + sum(piece.shared_forward for piece in pieces),
             shared_backward=fitting.shared_backward + sum(piece.shared_backward for piece in pieces),
             artifacts=self.artifacts(fitted),
+            won_by=tuple(name for piece in pieces for name in piece.won_by),
         )
 
     def _check(self, threat: ThreatModel, aside: Batch | None) -> None:
@@ -138,10 +148,9 @@ class Attack(ABC):
         self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: Any
     ) -> AdversarialBatch:
         view = VIEWS[self.access](model, len(batch))
-        with torch.no_grad():
-            logits = model.logits(batch.x)
+        logits, wrong = verdict(model, batch.x, batch.y)
         check_logits(logits, model.name)
-        clean = logits.argmax(1) == batch.y
+        clean = ~wrong
         x_adv = batch.x.clone()
         if bool(clean.any()):
             inner = _Positions(view, clean.nonzero()[:, 0])
@@ -166,11 +175,13 @@ class _Positions:
 
     def __init__(self, view: Access, positions: Tensor) -> None:
         self.view, self.positions = view, positions.cpu()
-        view.forward, view.backward = (torch.zeros(len(positions), dtype=torch.int64) for _ in range(2))
+        n = len(positions)
+        view.forward, view.backward = (torch.zeros(n, dtype=torch.int64) for _ in range(2))
+        view.stage = torch.full((n,), -1, dtype=torch.int64)
 
     def restore(self, n: int) -> None:
-        for name in ("forward", "backward"):
-            whole = torch.zeros(n, dtype=torch.int64)
+        for name, absent in (("forward", 0), ("backward", 0), ("stage", -1)):
+            whole = torch.full((n,), absent, dtype=torch.int64)
             whole[self.positions] = getattr(self.view, name)
             setattr(self.view, name, whole)
 
@@ -184,16 +195,9 @@ def judge(
     there; one that leaves by more is illegal, and counts as a failure at the clean input.
     """
     x = batch.x
-    finite = torch.isfinite(x_adv).flatten(1).all(1)
-    x_adv = torch.where(per_sample(finite, x), x_adv, x)
-    snapped = threat.project(x, x_adv)
-    slack = ROUNDING * max(1.0, threat.box.width)
-    near = threat.distance(x_adv, snapped) <= slack * (1 if threat.norm == "linf" else x[0].numel() ** 0.5)
-    legal = finite & near & threat.contains(x, snapped)
-    x_adv = torch.where(per_sample(legal, x), snapped, x)
-    with torch.no_grad():
-        logits = model.logits(x_adv)
-    success = (logits.argmax(1) != batch.y) | ~clean
+    x_adv, legal = legalised(x, x_adv, threat)
+    logits, wrong = verdict(model, x_adv, batch.y)
+    success = wrong | ~clean
     distance = torch.where(success, threat.distance(x, x_adv), torch.nan)
     return AdversarialBatch(
         x_adv=x_adv,
@@ -206,7 +210,30 @@ def judge(
         backward=view.backward,
         shared_forward=view.shared_forward,
         shared_backward=view.shared_backward,
+        won_by=tuple(name * won for name, won in zip(view.won_by(), (success & clean).tolist(), strict=True)),
     )
+
+
+def legalised(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor]:
+    """Proposals x_adv (n, ...) moved inside by no more than rounding, or x; which are legal (n,)."""
+    finite = torch.isfinite(x_adv).flatten(1).all(1)
+    x_adv = torch.where(per_sample(finite, x), x_adv, x)
+    snapped = threat.project(x, x_adv)
+    slack = ROUNDING * max(1.0, threat.box.width)
+    near = threat.distance(x_adv, snapped) <= slack * (1 if threat.norm == "linf" else x[0].numel() ** 0.5)
+    legal = finite & near & threat.contains(x, snapped)
+    return torch.where(per_sample(legal, x), snapped, x), legal
+
+
+def verdict(model: Classifier, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (n, classes) at x and whether the model errs there (n,).
+
+    A random model is asked DRAWS times on randomness that no attack has seen: it errs where more than
+    half of its answers do, and the logits are the mean ones.
+    """
+    with torch.no_grad():
+        drawn = torch.stack([model.logits(x) for _ in range(DRAWS if model.stochastic else 1)])
+    return drawn.mean(0), (drawn.argmax(2) != y).double().mean(0) > 0.5
 
 
 ATTACKS: Registry[type[Attack]] = Registry("attack")

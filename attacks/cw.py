@@ -11,6 +11,7 @@ from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
 from attacks.deepfool import walk
 from attacks.losses import against, margin_loss, rounding
+from attacks.nearest import Best
 from models.base import Batch
 from models.cost import Cost
 from models.errors import UserError
@@ -43,20 +44,6 @@ class Penalties:
         self.lower = torch.where(success, self.lower, torch.maximum(self.lower, self.weight))
         bracketed = torch.isfinite(self.upper)
         self.weight = torch.where(bracketed, (self.lower + self.upper) / 2, self.weight * 10)
-
-
-@dataclass
-class Best:
-    """The misclassified point of least distance seen so far of each sample; distance is infinite for none."""
-
-    point: Tensor
-    distance: Tensor
-
-    def offer(self, rows: Tensor, point: Tensor, distance: Tensor, success: Tensor) -> None:
-        """Takes over each `point` (k, ...) of the samples `rows` (k,) that succeeds and is nearer."""
-        better = success & (distance < self.distance[rows])
-        self.point[rows[better]] = point[better]
-        self.distance[rows[better]] = distance[better]
 
 
 @dataclass
@@ -119,7 +106,7 @@ class CarliniWagner(Attack):
         self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None
     ) -> Tensor:
         x, rows = batch.x, torch.arange(len(batch), device=batch.x.device)
-        best = Best(x.clone(), torch.full((len(x),), torch.inf, device=x.device))
+        best = Best.none(x)
         start = self._warm(model, batch, rows, threat, best) if self.warm_start else x
         penalties = Penalties(_first_weights(model, batch, rows))
         for _ in range(self.rounds):

@@ -10,6 +10,7 @@ from torch import Tensor
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
 from attacks.pgd import climb
+from attacks.targets import LEAST_LIKELY, NONE, check_target, targets
 from models.base import Batch
 from models.randomness import Randomness
 from models.threat import ThreatModel
@@ -22,7 +23,9 @@ class IteratedFGSM(Attack):
 
     x_{t+1} = Clip_{x,eps}(x_t + a sign(grad J(x_t, y))), x_0 = x, for linf.
     `relative_step` is a in units of eps. A sample leaves at its first misclassification.
-    Source: Kurakin, Goodfellow, Bengio 2017, 1607.02533, section 2.2.
+    With a `target` ("least-likely" or a class number) steps descend J(x_t, target) and a sample leaves
+    when it is classified as that; success is judged as misclassification all the same.
+    Source: Kurakin, Goodfellow, Bengio 2017, 1607.02533, sections 2.2 and 2.3.
     """
 
     paper = "Kurakin, Goodfellow, Bengio 2017, 1607.02533"
@@ -31,19 +34,23 @@ class IteratedFGSM(Attack):
     steps: int = 10
     relative_step: float = 0.2
     loss: str = "ce"
+    target: str = NONE
+
+    def __post_init__(self) -> None:
+        check_target(self.target, "ifgsm", NONE, LEAST_LIKELY)
 
     def propose(
         self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None
     ) -> Tensor:
-        rows = torch.arange(len(batch), device=batch.x.device)
         found, _ = climb(
             model,
             batch,
             batch.x,
-            rows,
+            torch.arange(len(batch), device=batch.x.device),
             threat,
             loss=self.loss,
             steps=self.steps,
             step_size=self.relative_step * threat.radius,
+            target=targets(model, batch, self.target),
         )
         return found

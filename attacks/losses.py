@@ -23,6 +23,18 @@ def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
     return -margin(logits, y)
 
 
+def difference_of_logits_ratio(logits: Tensor, y: Tensor) -> Tensor:
+    """-(z_y - max_{j != y} z_j) / (z_(1) - z_(3)) over the sorted logits; the margin below 4 classes.
+
+    Neither a shift nor a scale of the logits changes it. With 2 classes there is no third logit.
+    Source: Croce, Hein 2020, 2003.01690, eq. 6.
+    """
+    if logits.shape[1] < 4:
+        return margin_loss(logits, y)
+    top = logits.topk(3, dim=1).values
+    return margin_loss(logits, y) / (top[:, 0] - top[:, 2]).clamp(min=1e-12)
+
+
 def log_odds(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """ln p_target - ln p_y = z_target - z_y: the softmax's normaliser cancels."""
     return logits.gather(1, target[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
@@ -46,7 +58,19 @@ def against(loss: Loss, y: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda logits: loss(logits, y)
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin_loss}
+def aimed(loss: str, y: Tensor, target: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """What to increase: `loss` at the labels y, or with targets (n,) what favours those.
+
+    With a target, ce and the margin are taken at the target and negated; log-odds exists only there.
+    """
+    if target is None:
+        return against(LOSSES[loss], y)
+    if loss == "log-odds":
+        return lambda logits: log_odds(logits, y, target)
+    return lambda logits: -LOSSES[loss](logits, target)
+
+
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin_loss, "dlr": difference_of_logits_ratio}
 
 
 def least_likely(logits: Tensor) -> Tensor:

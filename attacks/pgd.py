@@ -9,10 +9,11 @@ from torch import Tensor
 
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
-from attacks.losses import LOSSES, against
+from attacks.losses import aimed
+from attacks.targets import LEAST_LIKELY, NONE, check_target, targets
 from models.base import Batch
 from models.randomness import Randomness
-from models.threat import ThreatModel, per_sample
+from models.threat import ThreatModel, per_sample, vector_norm
 
 
 def climb(
@@ -26,6 +27,8 @@ def climb(
     steps: int,
     step_size: float,
     early_stop: bool = True,
+    target: Tensor | None = None,
+    decay: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Steepest ascent on the samples `rows`, dropping each one as soon as it is misclassified.
 
@@ -33,29 +36,34 @@ def climb(
     whether it was misclassified (k,). The iterates at steps 0..steps are all looked at.
     Without `early_stop` every sample takes all steps and its iterate of greatest loss is
     returned: what another model is to be fooled by must lie well behind the boundary.
+    With classes `target` (k,) being classified as the target takes the place of being misclassified.
+    With `decay` > 0 steps follow the decayed sum of l1-normalised gradients.
     """
-    objective = LOSSES[loss]
     best, broken = start.clone(), torch.zeros(len(rows), dtype=torch.bool, device=start.device)
     highest = torch.full((len(rows),), -torch.inf, device=start.device)
-    live = torch.arange(len(rows), device=start.device)
-    z, y = start, batch.y[rows]
+    live, z, velocity = torch.arange(len(rows), device=start.device), start, torch.zeros_like(start)
     project = threat.projection(batch.x[rows])
     for step in range(steps + 1):
+        mine, y, aim = rows[live], batch.y[rows[live]], None if target is None else target[live]
         if step < steps:
-            logits, value, gradient = model.gradient(z, rows[live], against(objective, y))
+            logits, value, gradient = model.gradient(z, mine, aimed(loss, y, aim))
         else:
-            logits = model.logits(z, rows[live])
-            value = objective(logits, y)
+            logits = model.logits(z, mine)
+            value = aimed(loss, y, aim)(logits)
         take = torch.ones_like(broken[live]) if early_stop else value > highest[live]
-        wrong = logits.argmax(1) != y
-        best[live[take]], broken[live[take]], highest[live[take]] = z[take], wrong[take], value[take]
-        leaving = wrong & early_stop
+        won = logits.argmax(1) != y if aim is None else logits.argmax(1) == aim
+        best[live[take]], broken[live[take]], highest[live[take]] = z[take], won[take], value[take]
+        leaving = won & early_stop
         if step == steps or bool(leaving.all()):
             break
         if bool(leaving.any()):
-            keep = ~leaving
-            live, z, y, gradient = live[keep], z[keep], y[keep], gradient[keep]
+            live, z, gradient, velocity = (t[~leaving] for t in (live, z, gradient, velocity))
             project = threat.projection(batch.x[rows[live]])
+        if decay:
+            length = vector_norm(gradient, "l1").clamp(min=1e-30)
+            gradient = velocity = decay * velocity + gradient / per_sample(length, gradient)
+        if threat.norm == "l1":  # The one entry that moves must be one that the box lets move.
+            gradient = threat.box.tangent(z, gradient)
         z = project(z + step_size * threat.steepest(gradient))
     return best, broken
 
@@ -68,6 +76,9 @@ class PGD(Attack):
     x_{t+1} = Proj(x_t + a steepest(grad J(x_t, y))).
     The first run starts at the clean input, the others at random points; a sample leaves at its
     first misclassification, unless `early_stop` is off. `relative_step` is a in units of eps.
+    With a `target` ("least-likely" or a class number) steps descend J(x_t, target) and a sample leaves
+    when it is classified as that; success is judged as misclassification all the same, so whether the
+    target was reached is read off the logits at x_adv.
     Source: Madry et al. 2018, 1706.06083, section 2.1.
     """
 
@@ -79,11 +90,15 @@ class PGD(Attack):
     relative_step: float = 0.1
     loss: str = "ce"
     early_stop: bool = True
+    target: str = NONE
+
+    def __post_init__(self) -> None:
+        check_target(self.target, "pgd", NONE, LEAST_LIKELY)
 
     def propose(
         self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None
     ) -> Tensor:
-        best = batch.x.clone()
+        best, aim = batch.x.clone(), targets(model, batch, self.target)
         rows = torch.arange(len(batch), device=batch.x.device)
         for restart in range(self.restarts):
             start = batch.x[rows]
@@ -99,6 +114,7 @@ class PGD(Attack):
                 steps=self.steps,
                 step_size=self.relative_step * threat.radius,
                 early_stop=self.early_stop,
+                target=None if aim is None else aim[rows],
             )
             replace = broken if restart else torch.ones_like(broken)
             best[rows] = torch.where(per_sample(replace, found), found, best[rows])

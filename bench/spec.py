@@ -15,7 +15,7 @@ from models.errors import UserError
 from models.registry import suggest
 
 MATRICES = Path(__file__).parent / "matrices"
-NORMS = ("linf", "l2", "l1")
+NORMS = ("linf", "l2", "l1", "l0")
 
 
 class MatrixSpec(BaseModel):

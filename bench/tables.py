@@ -30,7 +30,7 @@ class Table:
 def threats(outcomes: pd.DataFrame) -> list[tuple[str, float]]:
     """The (norm, eps) pairs that some fixed-radius judge was run at, in order."""
     fixed = outcomes[outcomes["eps"].notna()][["norm", "eps"]].drop_duplicates()
-    order = {"linf": 0, "l2": 1, "l1": 2}
+    order = {"linf": 0, "l2": 1, "l1": 2, "l0": 3}
     pairs = zip(fixed["norm"].tolist(), fixed["eps"].tolist(), strict=True)
     return sorted(pairs, key=lambda pair: (order[pair[0]], pair[1]))
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from models.eps import parse_eps
 from models.errors import UserError
+from models.hyperplane import Moves
 from models.randomness import Randomness
 
-NORMS = ("linf", "l2", "l1")
+NORMS = ("linf", "l2", "l1", "l0")
 DUAL_NORM = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 
@@ -26,8 +27,13 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 
 
 def vector_norm(delta: Tensor, norm: str) -> Tensor:
-    """The norm of each sample of `delta` (n, ...): shape (n,), in delta's own dtype."""
+    """The norm of each sample of `delta` (n, ...): shape (n,), in delta's own dtype.
+
+    l0, which is no norm but is called one, counts the entries that are not zero.
+    """
     flat = delta.flatten(1)
+    if norm == "l0":
+        return (flat != 0).sum(1).to(delta.dtype)
     if norm == "linf":
         return flat.abs().amax(1) if flat.shape[1] else flat.new_zeros(len(flat))
     return flat.norm(p=2 if norm == "l2" else 1, dim=1)
@@ -69,7 +75,7 @@ UNIT_BOX = Box(0.0, 1.0)
 class ThreatModel:
     """The set {x' : ||x' - x||_norm <= eps, x' in box}; eps=None asks for the smallest perturbation.
 
-    eps is in input units (the box's own); inputs have shape (n, ...) with samples first.
+    eps is in input units (the box's own), for l0 a number of entries; inputs have shape (n, ...).
     Raises UserError for an unknown norm or a bad eps.
     """
 
@@ -84,7 +90,9 @@ class ThreatModel:
 
     @property
     def dual_norm(self) -> str:
-        """The norm q with 1/p + 1/q = 1: max over the unit ball of g.delta is ||g||_q."""
+        """The norm q with 1/p + 1/q = 1: max over the unit ball of g.delta is ||g||_q; l0 has none."""
+        if self.norm not in DUAL_NORM:
+            raise UserError(f"{self.norm} has no dual norm: choose {', '.join(DUAL_NORM)}")
         return DUAL_NORM[self.norm]
 
     @property
@@ -95,6 +103,10 @@ class ThreatModel:
     def at(self, eps: float | None) -> ThreatModel:
         """The same norm and box at another radius."""
         return ThreatModel(self.norm, eps, self.box)
+
+    def select(self, samples: slice | Tensor) -> ThreatModel:
+        """The threat of some of the samples: the same for all, here."""
+        return self
 
     def distance(self, x: Tensor, other: Tensor) -> Tensor:
         """||other - x|| of each sample in float64: shape (n,)."""
@@ -109,8 +121,10 @@ class ThreatModel:
 
         For linf every point between the two is exactly inside the ball in real arithmetic.
         """
-        if self.eps is None:
-            return torch.full_like(x, self.box.lower), torch.full_like(x, self.box.upper)
+        if self.eps is None or self.norm == "l0":
+            free = self.radius >= 1
+            ends = (self.box.lower, self.box.upper)
+            return (torch.full_like(x, ends[0]), torch.full_like(x, ends[1])) if free else (x, x)
         exact = x.double()
         lower, upper = (exact - self.eps).to(x.dtype), (exact + self.eps).to(x.dtype)
         up = torch.full_like(x, math.inf)
@@ -119,7 +133,7 @@ class ThreatModel:
         return lower.clamp(min=self.box.lower), upper.clamp(max=self.box.upper)
 
     def project(self, x: Tensor, other: Tensor) -> Tensor:
-        """The point of the set nearest to `other` (linf, l1), or the scaled and clipped one (l2).
+        """The point of the set nearest to `other` (linf, l1, l0), or the scaled and clipped one (l2).
 
         The result satisfies `contains` exactly: radii are shrunk by what rounding may add.
         """
@@ -130,6 +144,9 @@ class ThreatModel:
         if self.norm == "linf" or self.eps is None:
             lower, upper = self.bounds(x)
             return lambda other: torch.maximum(torch.minimum(other, upper), lower)
+        if self.norm == "l0":
+            count = torch.full((len(x),), self.eps, device=x.device)
+            return lambda other: self._project_l0(x, other, count)
         place = self._project_l1 if self.norm == "l1" else self._project_l2
         radius = torch.full((len(x),), self.eps * (1 - 1e-6), dtype=torch.float64, device=x.device)
         # Rounding x' moves each entry by up to half a unit in the last place of its magnitude.
@@ -145,6 +162,22 @@ class ThreatModel:
             return torch.where(per_sample(self.contains(x, other), x), other, moved)
 
         return project
+
+    def shrink(self, x: Tensor, other: Tensor, radius: Tensor) -> Tensor:
+        """`other` projected on balls of one radius a sample (n,) and on the box, up to rounding."""
+        if self.norm == "linf":
+            reach = per_sample(radius.to(x.dtype), x)
+            return self.box.clamp(torch.maximum(torch.minimum(other, x + reach), x - reach))
+        place = {"l2": self._project_l2, "l1": self._project_l1, "l0": self._project_l0}[self.norm]
+        return place(x, other, radius.double())
+
+    def _project_l0(self, x: Tensor, other: Tensor, radius: Tensor) -> Tensor:
+        """The floor(radius) entries whose clipped change removes most of ||other - x||_2^2; x elsewhere."""
+        moved = self.box.clamp(other)
+        saved = ((other - x).double().square() - (other - moved).double().square()).flatten(1)
+        rank = saved.argsort(stable=True, dim=1, descending=True).argsort(1)
+        kept = (rank < radius.floor()[:, None]).reshape(x.shape)
+        return torch.where(kept, moved, x)
 
     def _project_l2(self, x: Tensor, other: Tensor, radius: Tensor) -> Tensor:
         delta = other - x
@@ -174,13 +207,18 @@ class ThreatModel:
     def sample(self, x: Tensor, index: Tensor, randomness: Randomness) -> Tensor:
         """A random legal point for each sample: uniform in the linf or l2 ball, then clipped to the box.
 
-        For l1, a uniform point on a random sparse face. `index` (n,) names each sample's stream.
+        For l1, a uniform point on a random sparse face; for l0, uniform values at eps random entries.
+        `index` (n,) names each sample's stream.
         """
         if self.eps is None:
             raise UserError("random starts need an eps: the threat model has none")
         if self.norm == "linf":
             lower, upper = self.bounds(x)
             return lower + (upper - lower) * randomness.uniform(index, x.shape[1:]).to(x)
+        if self.norm == "l0":
+            rank = randomness.child("keep").uniform(index, x.shape[1:]).flatten(1).argsort(1).argsort(1)
+            value = self.box.lower + self.box.width * randomness.uniform(index, x.shape[1:]).to(x)
+            return torch.where((rank < int(self.eps)).reshape(x.shape), self.box.clamp(value), x)
         direction = randomness.normal(index, x.shape[1:]).to(x)
         if self.norm == "l1":
             keep = randomness.child("keep").uniform(index, x.shape[1:]).to(x) < 0.05
@@ -193,7 +231,7 @@ class ThreatModel:
     def steepest(self, gradient: Tensor) -> Tensor:
         """The unit-norm direction of greatest first-order increase: max g.delta over ||delta|| <= 1.
 
-        sign(g) for linf, g/||g||_2 for l2, the largest entry alone for l1; zero where g is zero.
+        sign(g) for linf, g/||g||_2 for l2, the largest entry alone for l1 and l0; zero where g is zero.
         """
         if self.norm == "linf":
             return gradient.sign()
@@ -205,3 +243,18 @@ class ThreatModel:
         top = flat.abs().argmax(1, keepdim=True)
         one = torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign())
         return one.reshape(gradient.shape)
+
+    def furthest(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """The point of the set where gradient . x' is greatest: what the box blocks is spent elsewhere."""
+        move = Moves.along(x, gradient, self.norm, self.box.lower, self.box.upper).within(self.radius)
+        return self.project(x, (x.double() + move.reshape(x.shape)).to(x.dtype))
+
+    def nearest_gain(self, x: Tensor, gradient: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        """The least move within the box that raises gradient . x' by `gain` (n,) > 0, whatever eps is.
+
+        Returns it (n, ...) in float64, and whether the box allows that gain (n,): where it does not,
+        the move gains all it can.
+        """
+        moves = Moves.along(x, gradient, self.norm, self.box.lower, self.box.upper)
+        move, enough = moves.gaining(gain)
+        return move.reshape(x.shape), enough

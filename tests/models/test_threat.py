@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -166,9 +168,70 @@ def test_bad_eps_is_a_users_error(text):
 
 
 def test_other_bad_threats_are_users_errors():
-    with pytest.raises(UserError, match="unknown norm 'l3': known are linf, l2, l1"):
+    with pytest.raises(UserError, match="unknown norm 'l3': known are linf, l2, l1, l0"):
         ThreatModel("l3", 0.1)
+    with pytest.raises(UserError, match="l0 has no dual norm"):
+        _ = ThreatModel("l0", 3).dual_norm
     with pytest.raises(UserError, match="lower < upper"):
         Box(1.0, 1.0)
     with pytest.raises(UserError, match="need an eps"):
         ThreatModel("linf", None).sample(torch.zeros(1, 2), torch.zeros(1), Randomness(0))
+
+
+@pytest.mark.parametrize("box", [UNIT_BOX, Box(-3.0, 2.0)])
+@pytest.mark.parametrize("eps", [0, 1, 2.7, 4, 100])
+def test_l0_projection_is_the_nearest_point_of_all_subsets(box, eps):
+    """Against every set of floor(eps) entries that may move, each to its clipped goal."""
+    x, other = points(30)
+    x, other = box.lower + box.width * x, box.lower + box.width * other
+    threat = ThreatModel("l0", eps, box)
+    ours = threat.project(x, other)
+    assert bool(threat.contains(x, ours).all())
+    assert torch.equal(threat.project(x, ours), ours)
+    assert torch.equal(threat.shrink(x, other, torch.full((30,), float(eps))), ours)
+    for a, b, z in zip(x.double(), other.double(), ours.double(), strict=True):
+        best = min(
+            float(
+                (torch.where(torch.isin(torch.arange(6), torch.tensor(s)), box.clamp(b), a) - b)
+                .square()
+                .sum()
+            )
+            for s in combinations(range(6), min(int(eps), 6))
+        )
+        assert float((z - b).square().sum()) == pytest.approx(best, rel=1e-5)
+
+
+def test_l0_counts_entries_and_has_no_scale():
+    x = torch.full((2, 5), 0.5)
+    other = x.clone()
+    other[0, :3], other[1, 4] = 1.0, 0.5 + 1e-6
+    assert ThreatModel("l0", None).distance(x, other).tolist() == [3, 1]
+    assert ThreatModel("l0", 2).contains(x, other).tolist() == [False, True]
+    lower, upper = ThreatModel("l0", 1).bounds(x)
+    assert bool((lower == 0).all())
+    assert bool((upper == 1).all())
+    lower, upper = ThreatModel("l0", 0.5).bounds(x)
+    assert torch.equal(lower, x)
+    assert torch.equal(upper, x)
+
+
+def test_l0_starts_change_eps_entries_uniformly():
+    x, index, threat = torch.full((2000, 8), 0.5), torch.arange(2000), ThreatModel("l0", 3)
+    start = threat.sample(x, index, Randomness(1))
+    assert bool(threat.contains(x, start).all())
+    assert float(threat.distance(x, start).mean()) == pytest.approx(3, abs=0.01)
+    share = (start != x).float().mean(0)
+    assert float((share - 3 / 8).abs().max()) < 0.05
+    assert kstest(start[start != x].numpy(), "uniform").pvalue > 1e-3
+    parts = [threat.sample(x[i : i + 1], index[i : i + 1], Randomness(1)) for i in range(20)]
+    assert torch.equal(start[:20], torch.cat(parts))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_each_sample_may_have_a_radius_of_its_own(norm):
+    x, other = points(40)
+    radius = torch.linspace(0.01, 0.6, 40)
+    ours = ThreatModel(norm, None).shrink(x, other, radius)
+    for i in range(40):
+        alone = ThreatModel(norm, float(radius[i])).project(x[i : i + 1], other[i : i + 1])
+        torch.testing.assert_close(ours[i : i + 1], alone, atol=1e-5, rtol=0)

@@ -1,0 +1,159 @@
+"""Many ascents in one batch: each chain climbs for a sample, and all of a sample's stop when one succeeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks.access import GradientAccess
+from attacks.losses import clearly_wrong, log_odds, margin_loss
+from models.base import Batch
+from models.threat import ThreatModel, per_sample, vector_norm
+
+SPARSEST, DENSEST = 0.3, 4.0
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a chain moves: `steps` steps from `first` to `last` radii on a cosine, with momentum.
+
+    The windows over which derivatives are averaged close over the first `smooth` part of the steps.
+    """
+
+    steps: int
+    smooth: float = 0.0
+    breadth: float = 1.0
+    first: float = 2.0
+    last: float = 0.02
+    momentum: float = 0.5
+
+    def fall(self, step: int) -> float:
+        """The cosine from 1 at the first step to 0 at the last."""
+        return (1 + math.cos(math.pi * step / max(self.steps - 1, 1))) / 2
+
+    def width(self, step: int) -> float:
+        """The windows' width at a step, from 1 to 0."""
+        return max(0.0, 1 - step / (self.smooth * self.steps)) if self.smooth else 0.0
+
+
+class Search:
+    """What is known of n samples: the point of smallest margin, that margin, and who is broken.
+
+    `reaches` holds tensors of n rows, how far the activations' inputs of each sample move; `draws` is how
+    often a random model is asked for one gradient.
+    """
+
+    def __init__(self, model: GradientAccess, batch: Batch, threat: ThreatModel, draws: int) -> None:
+        self.model, self.batch, self.threat, self.draws = model, batch, threat, draws
+        self.point = batch.x.clone()
+        self.margin = torch.full((len(batch),), torch.inf, device=batch.x.device)
+        self.broken = torch.zeros(len(batch), dtype=torch.bool, device=batch.x.device)
+        self.reaches: list[Tensor] = []
+
+    @property
+    def live(self) -> Tensor:
+        """The samples that still hold (k,)."""
+        return (~self.broken).nonzero()[:, 0]
+
+    def offer(self, owner: Tensor, point: Tensor, margins: Tensor, hit: Tensor, stage: str) -> None:
+        """Takes over, per sample, the best of its chains: one that hit, else one of smaller margin."""
+        score = torch.where(hit, -torch.inf, margins)
+        order = torch.argsort(score, stable=True)
+        order = order[torch.argsort(owner[order], stable=True)]
+        ends = owner[order]
+        first = torch.ones_like(ends, dtype=torch.bool)
+        first[1:] = ends[1:] != ends[:-1]
+        lead = order[first]
+        mine = owner[lead]
+        better = ~self.broken[mine] & (score[lead] < self.margin[mine])
+        lead, mine = lead[better], mine[better]
+        self.point[mine], self.margin[mine] = point[lead], margins[lead]
+        self.broken[mine] = hit[lead]
+        self.model.credit(mine[hit[lead]], stage)
+
+    def look(
+        self, z: Tensor, owner: Tensor, target: Tensor, reaches: list[Tensor] | None, width: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Margins (k,), whether each z is clearly misclassified (k,), and the ascent direction there.
+
+        The objective is z_t - z_y, t the target or, where that is -1, the strongest rival.
+        """
+        draws, y, goal, rows = self.draws, self.batch.y[owner], target, owner
+        if draws > 1:
+            y, goal, rows = y.repeat(draws), goal.repeat(draws), rows.repeat(draws)
+            z = z.repeat(draws, *[1] * (z.dim() - 1))
+            reaches = [part.repeat(draws, *[1] * (part.dim() - 1)) for part in reaches or []]
+
+        def objective(logits: Tensor) -> Tensor:
+            rivals = logits.scatter(1, y[:, None], -torch.inf).argmax(1)
+            return log_odds(logits, y, torch.where(goal < 0, rivals, goal))
+
+        logits, gradient = self.model.smoothed_gradient(z, rows, objective, reaches, width)
+        wrong, margins = clearly_wrong(logits, y), -margin_loss(logits, y)
+        if draws > 1:
+            wrong = wrong.unflatten(0, (draws, -1)).double().mean(0) > 0.5
+            margins = margins.unflatten(0, (draws, -1)).mean(0)
+            gradient = gradient.unflatten(0, (draws, -1)).mean(0)
+        return margins, wrong, gradient
+
+    def climb(self, owner: Tensor, start: Tensor, target: Tensor, course: Course, stage: str) -> Tensor:
+        """Runs one chain from each `start` (k, ...) for its `owner` (k,), and books what they find.
+
+        Returns each chain's smallest margin (k,); chains of a sample that another one broke stop short.
+        """
+        best, low = start.clone(), torch.full((len(owner),), torch.inf, device=start.device)
+        hit = torch.zeros(len(owner), dtype=torch.bool, device=start.device)
+        live = torch.arange(len(owner), device=start.device)
+        z, speed, fallen = start, torch.zeros_like(start), self.broken.clone()
+        project, reaches = self._fix(owner, course)
+        for step in range(course.steps + 1):
+            mine = owner[live]
+            margins, wrong, gradient = self.look(z, mine, target[live], reaches, course.width(step))
+            better = (margins < low[live]) | wrong
+            best[live[better]], low[live[better]], hit[live] = z[better], margins[better], wrong
+            fallen[mine[wrong]] = True
+            if step == course.steps:
+                break
+            keep = ~fallen[mine]
+            if not bool(keep.all()):
+                live, z, speed, gradient = live[keep], z[keep], speed[keep], gradient[keep]
+                if not len(live):
+                    break
+                project, reaches = self._fix(owner[live], course)
+            speed = self._accelerate(speed, gradient, z, course.momentum)
+            length = self.threat.radius * (course.last + (course.first - course.last) * course.fall(step))
+            z = project(z + length * self._direction(speed, z, course.fall(step)))
+        self.offer(owner, best, low, hit, stage)
+        return low
+
+    def _fix(self, owner: Tensor, course: Course) -> tuple[Callable[[Tensor], Tensor], list[Tensor] | None]:
+        """What depends on who is left: the projection and the windows, opened `breadth` times as wide."""
+        reaches = [course.breadth * part[owner] for part in self.reaches] if course.smooth else None
+        return self.threat.projection(self.batch.x[owner]), reaches
+
+    def _accelerate(self, speed: Tensor, gradient: Tensor, z: Tensor, momentum: float) -> Tensor:
+        if self.threat.norm != "linf":
+            gradient = self.threat.box.tangent(z, gradient)
+        size = vector_norm(gradient, "l1").clamp(min=torch.finfo(gradient.dtype).tiny)
+        return momentum * speed + gradient / per_sample(size, gradient)
+
+    def _direction(self, speed: Tensor, z: Tensor, fall: float) -> Tensor:
+        """The direction of unit norm that `speed` names; in l1 ever fewer of its largest entries.
+
+        Their number starts at 4 and ends at 0.3 times the entries that the radius could move across the box.
+        """
+        if self.threat.norm == "linf":
+            return speed.sign()
+        free = self.threat.box.tangent(z, speed)
+        if self.threat.norm == "l2":
+            return self.threat.steepest(free)
+        flat = free.flatten(1)
+        paid = self.threat.radius / self.threat.box.width
+        count = min(max(1, round(paid * (SPARSEST + (DENSEST - SPARSEST) * fall))), flat.shape[1])
+        top = flat.abs().topk(count, dim=1).indices
+        signs = torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign())
+        return (signs / signs.abs().sum(1, keepdim=True).clamp(min=1)).reshape(z.shape)

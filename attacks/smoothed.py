@@ -1,0 +1,146 @@
+"""Gradients that look ahead: the derivative of each activation, averaged over a window of its input.
+
+A rectifier that is off has slope zero, although a legal move may switch it on, and a rounding has slope zero
+everywhere: networks hide what they depend on behind such thresholds, on purpose or not. Here the slope of an
+activation f at s is (f(s + h) - f(s - h)) / 2h, the derivative of f averaged over [s - h, s + h]. h is
+a share of how far s moves under perturbations of the size that the adversary has, measured on noisy copies of
+the sample; as the share falls to zero the true gradient comes back. Values are never changed.
+
+The functions of torch are replaced where they are called, so that any network will do, whatever its modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+SPREAD = 5.0
+NARROWEST = 0.1
+ACTIVATIONS = {
+    torch.relu,
+    Tensor.relu,
+    functional.relu,
+    functional.relu6,
+    functional.hardtanh,
+    functional.hardsigmoid,
+    functional.hardswish,
+    functional.leaky_relu,
+    functional.elu,
+    functional.selu,
+    functional.celu,
+    functional.gelu,
+    functional.silu,
+    functional.mish,
+    functional.softplus,
+    torch.sigmoid,
+    Tensor.sigmoid,
+    functional.sigmoid,
+    torch.tanh,
+    Tensor.tanh,
+    functional.tanh,
+}
+STEPS = {
+    torch.round,
+    Tensor.round,
+    torch.floor,
+    Tensor.floor,
+    torch.ceil,
+    Tensor.ceil,
+    torch.trunc,
+    Tensor.trunc,
+    torch.sign,
+    Tensor.sign,
+}
+Function = Callable[..., Any]
+
+
+class _Sloped(torch.autograd.Function):
+    """The value `out`, of which `slope` is the derivative towards `x`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, out: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0] * ctx.saved_tensors[0], None, None
+
+
+class _Intercepted(TorchFunctionMode):
+    """Hands every call of an activation or step function on a floating tensor to `call`."""
+
+    def __torch_function__(
+        self, func: Function, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        watched = func in ACTIVATIONS or func in STEPS
+        if not watched or not args or not args[0].is_floating_point():
+            return func(*args, **kwargs)
+        rest = {name: value for name, value in kwargs.items() if name != "inplace"}
+        return self.call(func, lambda x: func(x, *args[1:], **rest), args[0])
+
+    def call(self, func: Function, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The result of `apply`, which is `func` with its other arguments, at x."""
+        raise NotImplementedError
+
+
+class Reach(_Intercepted):
+    """Measures, over noisy copies of k samples, how far the input of every activation moves.
+
+    The batch holds the copies one after the other: (copies * k, ...). `reaches` has one tensor (k, ...) a
+    call, SPREAD standard deviations wide; of shape (k,) where an input's first dimension is not the batch.
+    """
+
+    def __init__(self, copies: int, samples: int) -> None:
+        super().__init__()
+        self.copies, self.samples = copies, samples
+        self.reaches: list[Tensor] = []
+
+    def call(self, func: Function, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if x.shape[0] != self.copies * self.samples:
+            self.reaches.append(x.new_zeros(self.samples))
+            return apply(x)
+        versions = x.unflatten(0, (self.copies, -1))
+        variance = (versions - versions.mean(0)).square().mean(0)
+        self.reaches.append(SPREAD * variance.sqrt())
+        return apply(x)
+
+
+class Smoothed(_Intercepted):
+    """Averages derivatives over windows of `width` times the `reaches`; a width of 0 leaves them as they are.
+
+    A step function keeps a window of at least NARROWEST, and without reaches passes gradients straight
+    through (Athalye et al. 2018, 1802.00420, section 4.1): its own derivative is zero. Where a reach does
+    not fit, as in a network that takes another path than when it was measured, derivatives stay as they are.
+    """
+
+    def __init__(self, reaches: list[Tensor] | None, width: float) -> None:
+        super().__init__()
+        self.reaches, self.width = reaches, width
+        self.calls = 0
+
+    def call(self, func: Function, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        step = func in STEPS
+        place, self.calls = self.calls, self.calls + 1
+        width = max(self.width, NARROWEST) if step else self.width
+        reach = self.reaches[place] if self.reaches and place < len(self.reaches) else None
+        if reach is None or reach.shape != x.shape or not width:
+            return _sloped(x, apply(x), torch.ones_like(x)) if step else apply(x)
+        with torch.no_grad():
+            # Narrower than the numbers resolve, a difference would be noise.
+            least = torch.finfo(x.dtype).tiny ** 0.5
+            half = torch.maximum(width * reach, 1e-3 * x.abs()).clamp(min=least)
+            slope = (apply(x + half) - apply(x - half)) / (2 * half)
+            out = apply(x)
+        return _sloped(x, out, slope)
+
+
+def _sloped(x: Tensor, out: Tensor, slope: Tensor) -> Tensor:
+    sloped: Tensor = _Sloped.apply(x, out.detach(), slope)
+    return sloped

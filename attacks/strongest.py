@@ -1,0 +1,230 @@
+"""The worst case without a parameter: smoothed targeted ascents, then more for near misses and masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks.access import GradientAccess
+from attacks.base import Attack, register_attack
+from attacks.chains import Course, Search
+from attacks.losses import against, margin_loss
+from attacks.polish import polish
+from attacks.square import search as random_search
+from models.base import Batch, margin
+from models.cost import Cost
+from models.randomness import Randomness
+from models.threat import ThreatModel
+
+COPIES = 8
+TARGETS = 3
+MOST = 9
+DRAWS = 8
+NEAR = 0.2
+NEAREST = 0.03
+QUERIES = 1000
+QUERIES_IN_THE_DARK = 5000
+FLIPS = 400
+ENTRIES = 2**18
+FEWEST = 8
+
+PLAIN = Course(steps=5)
+AHEAD = Course(steps=20, smooth=0.7)
+OTHERS = Course(steps=10, smooth=0.7)
+WIDER = Course(steps=20, smooth=0.7, breadth=2.0)
+NARROWER = Course(steps=20, smooth=0.7, breadth=0.5)
+
+
+def noisy(batch: Batch, threat: ThreatModel, randomness: Randomness) -> Tensor:
+    """x and COPIES perturbations of it of the size that the adversary has: ((COPIES + 1) * n, ...).
+
+    linf: corners of the ball. l2 and l1: 8 times as many entries as the radius pays for, moved by a quarter,
+    half or all of the box each: there a sparse move is what opens a threshold. All samples share them.
+    """
+    x, stream, versions = batch.x, randomness.child("noise"), [batch.x]
+    entries = x[0].numel()
+    for copy in range(COPIES):
+        place = torch.tensor([copy], device=x.device)
+        signs = stream.sign(place, x.shape[1:]).to(x)
+        if threat.norm == "linf":
+            versions.append(threat.project(x, x + threat.radius * signs))
+            continue
+        amplitude = threat.box.width * (0.25, 0.5, 1.0)[copy % 3]
+        paid = (threat.radius / amplitude) ** (2 if threat.norm == "l2" else 1)
+        chosen = stream.child("chosen").uniform(place, x.shape[1:]).to(x) < 8 * max(paid, 1.0) / entries
+        versions.append(threat.box.clamp(x + amplitude * signs * chosen))
+    return torch.cat(versions)
+
+
+@register_attack("strongest")
+@dataclass(frozen=True, kw_only=True)
+class Strongest(Attack):
+    """The suite's worst case: no parameters, any classifier, later rungs for the samples that still hold.
+
+    Every rung climbs z_t - z_y with momentum on a step that falls from 2 eps to 0.02 eps; a sample
+    leaves when it is clearly misclassified, and `won_by` of the result names the rung that broke it.
+    "gradient": 5 steps from x on the strongest rival. "smoothed": 20 steps towards each of the 3 likeliest
+    classes, derivatives averaged over windows that close (`attacks.smoothed`), which sees through thresholds
+    and roundings. "near", for margins that have fallen by 5/6 or more: 10 steps towards each of the next 6
+    classes, then 20 from x with wider windows and 20 from a random point with narrower ones, towards those 3
+    and whichever leads. "restart": 20 steps from a random point where random noise alone did as well as all
+    that. "blocks": linf, for margins that have all but gone (`attacks.polish`). "flips": where the true
+    gradient is zero, random search by small squares from the best point of a near sample. "square": random
+    search by large squares where random noise is still no worse, 1000 queries, or 5000 where no gradient of
+    any kind is left. l1 has no random search.
+    A surrogate that the model declares is followed (BPDA); a random model's gradients are averaged (EOT).
+    Raises what `Attack.run` raises.
+    Source: this project (windows that close); the ladder after Croce, Hein 2020, 2003.01690, section 6.
+    """
+
+    paper = "Croce, Hein 2020, 2003.01690, section 6"
+    norms = ("linf", "l2", "l1")
+    cost = Cost.MEDIUM
+
+    def propose(
+        self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None
+    ) -> Tensor:
+        size = max(FEWEST, ENTRIES // batch.x[0].numel())
+        points = []
+        for first, piece in enumerate(batch.split(size)):
+            rows = torch.arange(first * size, first * size + len(piece), device=batch.x.device)
+            part = model.part(GradientAccess, len(piece))
+            with torch.random.fork_rng(enabled=model.stochastic):
+                if model.stochastic:
+                    torch.manual_seed(randomness.seed % 2**63)
+                points.append(self._ladder(part, piece, threat, randomness))
+            model.absorb(part, rows)
+            for stage in part.stages:
+                model.credit(rows[part.stage.to(rows.device) == part.stages.index(stage)], stage)
+        return torch.cat(points)
+
+    def _ladder(
+        self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness
+    ) -> Tensor:
+        search = Search(model, batch, threat, DRAWS if model.stochastic else 1)
+        everyone = torch.arange(len(batch), device=batch.x.device)
+        search.climb(everyone, batch.x, torch.full_like(everyone, -1), PLAIN, "gradient")
+        rows = search.live
+        if not len(rows):
+            return search.point
+        ground = Ground.measured(search, rows, randomness)
+        ground.aim(search, rows, batch.x[rows], AHEAD, "smoothed", slice(1, 1 + TARGETS))
+        near = ground.within(search, NEAR)
+        ground.aim(search, near, batch.x[near], OTHERS, "near", slice(1 + TARGETS, 1 + MOST))
+        near = near[~search.broken[near]]
+        ground.aim(search, near, batch.x[near], WIDER, "near", slice(1 + TARGETS))
+        near = near[~search.broken[near]]
+        if len(near):
+            start = threat.sample(batch.x[near], batch.index[near], randomness.child("near"))
+            ground.aim(search, near, start, NARROWER, "near", slice(1 + TARGETS))
+        lost = ground.distrusted(search)
+        if len(lost):
+            start = threat.sample(batch.x[lost], batch.index[lost], randomness.child("restart"))
+            search.climb(lost, start, torch.full_like(lost, -1), AHEAD, "restart")
+        if threat.norm == "linf":
+            polish(search, ground.within(search, NEAREST), "blocks")
+        if threat.norm != "l1":
+            self._search_blindly(search, ground, randomness)
+        return search.point
+
+    def _dark(self, search: Search, rows: Tensor) -> Tensor:
+        """Whether even the widest windows show no gradient at the clean inputs of `rows` (k,)."""
+        reaches = [part[rows] for part in search.reaches]
+        _, _, slope = search.look(search.batch.x[rows], rows, torch.full_like(rows, -1), reaches, 1.0)
+        return (slope == 0).flatten(1).all(1)
+
+    def _search_blindly(self, search: Search, ground: Ground, randomness: Randomness) -> None:
+        """Random search where gradients fail: from near points, and from scratch for what nothing lowered."""
+        masked = ground.within(search, NEAR)
+        masked = masked[ground.blind[masked]]
+        lost = ground.distrusted(search)
+        dark = self._dark(search, lost) if len(lost) else lost.bool()
+        for rows, start, queries, area, stage in (
+            (masked, search.point[masked], FLIPS, 0.02, "flips"),
+            (lost[~dark], None, QUERIES, 0.8, "square"),
+            (lost[dark], None, QUERIES_IN_THE_DARK, 0.8, "square"),
+        ):
+            if len(rows):
+                point, broken = random_search(
+                    search.model,
+                    search.batch,
+                    rows,
+                    search.threat,
+                    randomness.child(stage),
+                    queries=queries,
+                    first=area,
+                    start=start,
+                )
+                rows, nothing = rows[broken], torch.full_like(search.margin[rows[broken]], -torch.inf)
+                search.offer(rows, point[broken], nothing, broken[broken], stage)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What was seen around the clean inputs of the samples `rows` (k,), as tensors of all n samples.
+
+    goals (n, 1 + targets) holds -1, for whichever rival leads, and the classes that came closest on any noisy
+    copy; clean (n,) are the margins at x, luck (n,) the smallest margins that random noise found, blind (n,)
+    says whether the true gradient is zero.
+    """
+
+    goals: Tensor
+    clean: Tensor
+    luck: Tensor
+    blind: Tensor
+
+    @staticmethod
+    def measured(search: Search, rows: Tensor, randomness: Randomness) -> Ground:
+        """Asks the model about noisy copies of `rows`, and opens the windows of `search` by what moves."""
+        batch, n = search.batch[rows], len(search.batch)
+        copies = COPIES + 1
+        versions = noisy(batch, search.threat, randomness)
+        logits, reaches = search.model.reach(versions, rows.repeat(copies), copies)
+        search.reaches = [spread_over(n, rows, part) for part in reaches]
+        y = batch.y.repeat(copies)
+        gaps = (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf)
+        closest = gaps.unflatten(0, (copies, -1)).amax(0)
+        rivals = closest.topk(min(MOST, search.model.num_classes - 1), dim=1).indices
+        margins = margin(logits, y).unflatten(0, (copies, -1))
+        blind = search.model.blind(batch.x, rows, against(margin_loss, batch.y))
+        goals = torch.cat([torch.full_like(rivals[:, :1], -1), rivals], 1)
+        found = (goals, margins[0], margins.amin(0), blind)
+        return Ground(*(spread_over(n, rows, part) for part in found))
+
+    def aim(
+        self,
+        search: Search,
+        rows: Tensor,
+        start: Tensor,
+        course: Course,
+        stage: str,
+        ranks: slice,
+    ) -> None:
+        """One chain towards each goal of the `ranks` from the `start` (k, ...) of each of `rows` (k,)."""
+        goals = self.goals[rows, ranks]
+        if goals.numel():
+            count = goals.shape[1]
+            owner = rows.repeat_interleave(count)
+            search.climb(owner, start.repeat_interleave(count, 0), goals.flatten(), course, stage)
+
+    def within(self, search: Search, share: float) -> Tensor:
+        """The samples that hold with a margin of at most `share` of what has been taken off it."""
+        rows = search.live
+        taken = (self.clean - search.margin)[rows]
+        return rows[search.margin[rows] <= share * taken]
+
+    def distrusted(self, search: Search) -> Tensor:
+        """The samples that hold and whose margin the gradient lowered no further than random noise did.
+
+        In l2 and l1 that noise leaves the ball, and only a gradient that did nothing at all is distrusted.
+        """
+        rows = search.live
+        luck = self.luck if search.threat.norm == "linf" else self.clean
+        return rows[search.margin[rows] >= luck[rows]]
+
+
+def spread_over(n: int, rows: Tensor, values: Tensor) -> Tensor:
+    """The `values` (k, ...) of the samples `rows` as a tensor of n rows, zero elsewhere."""
+    return values.new_zeros(n, *values.shape[1:]).index_copy_(0, rows, values)
