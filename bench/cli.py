@@ -72,12 +72,15 @@ def _finish(command: str, *arguments: Any) -> NoReturn:
 def run(
     matrix: Annotated[str, typer.Option(help="A shipped matrix (quick, full, ci) or a FILE.toml.")] = "quick",
     model: Annotated[
-        list[str] | None, typer.Option(help="Only this model, lenet or lenet+adversarial-pgd.")
+        list[str] | None,
+        typer.Option(help="Only this model: lenet, lenet+adversarial-pgd, or your own, file:net.py:make."),
     ] = None,
     attack: Annotated[list[str] | None, typer.Option(help="Only this attack.")] = None,
     defense: Annotated[list[str] | None, typer.Option(help="Only this defence.")] = None,
     certify: Annotated[list[str] | None, typer.Option(help="Only this certificate.")] = None,
-    data: Annotated[str | None, typer.Option(help="Data set: mnist5k (embedded), mnist.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set: mnist5k (embedded), mnist, ..., npz:FILE, folder:DIR.")
+    ] = None,
     data_root: DataRoot = None,
     download: Download = False,
     limit: Annotated[int | None, typer.Option(help="At most this many images per cell.")] = None,
@@ -167,6 +170,77 @@ def check(
     Exit code: 0 unchanged or better, 1 a regression, 2 it could not be judged.
     """
     _finish("check", baseline, matrix, junit, update, allow, workers, out)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="A zoo name, or your own: file:net.py:make, onnx:net.onnx, ...")
+    ],
+    data: Annotated[
+        str, typer.Option(help="mnist5k, mnist, ..., npz:FILE, folder:DIR or parquet:PLACE.")
+    ] = "mnist5k",
+    norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
+    eps: Annotated[str, typer.Option(help="Radius, in units of [0, 1]: 0.1 or 8/255.")] = "8/255",
+    limit: Annotated[int, typer.Option(help="How many images, balanced over the classes.")] = 100,
+    attack: Annotated[list[str] | None, typer.Option(help="Only this attack.")] = None,
+    certify: Annotated[list[str] | None, typer.Option(help="Only this certificate.")] = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse corrupt images instead of skipping.")
+    ] = False,
+    device: Annotated[Device, typer.Option(help="auto takes a GPU where there is one.")] = Device.auto,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+) -> None:
+    """Bracket the robust accuracy of one model, the zoo's or your own, and print it.
+
+    MODEL is SOURCE:PLACE with SOURCE one of file, python, onnx, torchscript, exported, torchvision,
+    timm, robustbench: file:net.py:make,width=32@mean=0.13@std=0.31 calls make(width=32) and
+    normalises the inputs. @mean, @std, @box, @classes and @weights may stand in net.toml as well.
+    """
+    _finish(
+        "evaluate",
+        model,
+        data,
+        norm,
+        eps,
+        limit,
+        tuple(attack or ()),
+        tuple(certify or ()),
+        data_root,
+        download,
+        strict,
+        device.value,
+        seed,
+    )
+
+
+@app.command()
+def certify(
+    onnx: Annotated[Path | None, typer.Option(help="Network: FILE.onnx or .onnx.gz.")] = None,
+    vnnlib: Annotated[Path | None, typer.Option(help="Property: FILE.vnnlib or .vnnlib.gz.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds (default 300; in a batch, the file's own).")
+    ] = None,
+    witness: Annotated[
+        Path | None, typer.Option(help="Write the counterexample here (in a batch: a folder).")
+    ] = None,
+    batch: Annotated[
+        Path | None, typer.Option(help="Run every onnx,vnnlib,timeout line of this file.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="The batch's answers, one row each (default results.csv).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the searches.")] = 0,
+) -> None:
+    """Prove or break a VNN-LIB property of an ONNX network, as in VNN-COMP.
+
+    The first line on stdout is unsat (proved), sat (broken: the counterexample follows), unknown or
+    timeout. A stopped batch keeps its finished rows; the same command continues. Exit code: 0
+    answered, 1 some instance of a batch failed, 2 the request could not be carried out.
+    """
+    _finish("certify", onnx, vnnlib, timeout, witness, batch, results, seed)
 
 
 def main(arguments: list[str]) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bench.catalog import Catalog, Entry
 from bench.cell import Cell, Component, Threat
 from bench.spec import MatrixSpec
+from bench.weights import is_own
 from models.cost import WIDE, Cost
 from models.errors import UserError
 from models.registry import suggest
@@ -85,6 +86,20 @@ def make_plan(
     return Plan(tuple(cells), (*skips, *idle))
 
 
+def with_own(catalog: Catalog, models: tuple[str, ...], data: str) -> Catalog:
+    """The catalog with the user's own models and data set, under the lines that name them.
+
+    A model of unknown width counts as wide.
+    """
+
+    def entry(name: str) -> Entry:
+        return Entry(name=name, summary="The user's own.", paper="", neurons=WIDE + 1)
+
+    mine = {name: entry(name) for name in models if is_own(name)}
+    images = {data: entry(data)} if is_own(data) else {}
+    return catalog.model_copy(update={"models": catalog.models | mine, "data": catalog.data | images})
+
+
 def zoo_name(pair: tuple[str, str]) -> str:
     """The zoo name of (model, defense)."""
     return pair[0] if pair[1] == "none" else f"{pair[0]}+{pair[1]}"
@@ -103,6 +118,9 @@ def _filtered(
     defenses = expand("defense", spec.defenses, catalog.defenses)
     pairs: list[tuple[str, str]] = []
     for name in filters.models or spec.models:
+        if is_own(name) and name in catalog.models:
+            pairs.append((name, "none"))
+            continue
         model, plus, defense = name.partition("+")
         models = expand("model", (model,), catalog.models)
         chosen = expand("defense", (defense,), catalog.defenses) if plus else defenses

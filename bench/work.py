@@ -19,6 +19,7 @@ from torch import Tensor
 from attacks.base import ATTACKS, Attack
 from bench.cell import Cell
 from bench.record import Header, Provenance, Record, empty_outcomes
+from bench.weights import is_own
 from certify.base import CERTIFIERS
 from defenses.zoo import ModelName, load, suite_version
 from models.atomic import write_atomically
@@ -27,6 +28,8 @@ from models.data import Dataset, load_data
 from models.discover import import_modules
 from models.errors import NotApplicable, UserError
 from models.randomness import Randomness
+from models.sources.probe import IMAGES as PROBED
+from models.sources.probe import Opened, open_model
 from models.threat import ThreatModel, vector_norm
 
 for room in ("attacks", "certify"):
@@ -62,6 +65,14 @@ def zoo_member(name: str, settings: Settings) -> Classifier:
     )
 
 
+@lru_cache(maxsize=8)
+def own_model(name: str, data: str, settings: Settings) -> Opened:
+    """The user's own model, tried out on images of the data set once per process."""
+    images = dataset(data, settings.data_root, settings.download)
+    opened = open_model(name, images.batch(images.panel(PROBED)), images.num_classes)
+    return Opened(opened.classifier.to(settings.device), opened.notes)
+
+
 def run_cell(cell: Cell, settings: Settings) -> Record:
     """The cell's record: done with outcomes, skipped where the judge does not apply, or failed."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -83,7 +94,11 @@ def run_cell(cell: Cell, settings: Settings) -> Record:
 
 
 def _judge(cell: Cell, data: Dataset, settings: Settings) -> tuple[pd.DataFrame, dict[str, Any]]:
-    model = zoo_member(cell.defended, settings)
+    model = (
+        own_model(cell.defended, cell.data, settings).classifier
+        if is_own(cell.defended)
+        else zoo_member(cell.defended, settings)
+    )
     panel = data.panel(None)
     batch = data.batch(panel[: cell.images]).to(settings.device)
     threat = ThreatModel(cell.threat.norm, cell.threat.eps, data.box)
@@ -208,3 +223,9 @@ def prepare(what: tuple[str, str | None], settings: Settings) -> None:
     dataset(data, settings.data_root, settings.download)
     if name is not None:
         zoo_member(name, settings)
+
+
+def try_out(what: tuple[str, str], settings: Settings) -> tuple[str, ...]:
+    """What a user should know of an own model on a data set; raises UserError where it cannot judge it."""
+    data, name = what
+    return own_model(name, data, settings).notes

@@ -13,9 +13,12 @@ from torch.nn.utils import parametrize
 
 import certify.rules.activation
 import certify.rules.arithmetic
+import certify.rules.curve
 import certify.rules.linear
+import certify.rules.placement
 import certify.rules.pooling
-import certify.rules.shape  # noqa: F401
+import certify.rules.shape
+import certify.rules.upsampling  # noqa: F401
 from certify.rules.operation import Affine, Operation
 from certify.rules.table import RULES, BatchSize, Call, Constant, Value
 from models.base import Classifier
@@ -180,8 +183,10 @@ class _Builder:
             call.refuse("this operation is not understood by the certificates")
         if _changes_its_input(node, module) and len(node.all_input_nodes[0].users) > 1:
             call.refuse("changes in place a value that is used elsewhere: make it out of place")
-        operation, inputs = RULES[target](call)
-        self.nodes.append(Node(operation, inputs))
+        operations, inputs = RULES[target](call)
+        for operation in operations if isinstance(operations, tuple) else (operations,):
+            self.nodes.append(Node(operation, inputs))
+            inputs = (len(self.nodes) - 1,)
         return Value(len(self.nodes) - 1)
 
     def _folds(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

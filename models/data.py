@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from models.base import Batch
+from models.discover import import_modules
 from models.errors import UserError
 from models.registry import Registry
 from models.threat import UNIT_BOX, Box
 from models.torchvision_operators import import_torchvision
 
 
+class Pixels(Protocol):
+    """What a data set asks of images that are decoded when they are wanted."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, index: Tensor) -> Tensor: ...
+
+    def sha256(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """Images as bytes (n, c, h, w) uint8 with labels (n,); `batch` turns them into floats in [0, 1]."""
+    """Images (n, c, h, w) with labels (n,): bytes, which `batch` turns into [0, 1], or floats in [0, 1].
+
+    Pixels are a tensor, or images that are decoded when they are asked for. `classes` names the
+    labels where the data does.
+    """
 
     name: str
-    pixels: Tensor
+    pixels: Tensor | Pixels
     labels: Tensor
     num_classes: int
     box: Box = UNIT_BOX
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,13 +62,17 @@ class Dataset:
     @cached_property
     def sha256(self) -> str:
         """The content hash of pixels and labels."""
+        if not isinstance(self.pixels, Tensor):
+            return self.pixels.sha256()
         digest = hashlib.sha256(self.pixels.numpy().tobytes())
         digest.update(self.labels.numpy().tobytes())
         return digest.hexdigest()
 
     def batch(self, index: Tensor) -> Batch:
         """The samples at `index` (n,) as float32 in [0, 1]."""
-        return Batch(self.pixels[index].float() / 255, self.labels[index], index)
+        pixels = self.pixels[index]
+        images = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+        return Batch(images, self.labels[index], index)
 
     def panel(self, limit: int | None) -> Tensor:
         """Indices of a fixed, class-balanced panel of `limit` samples: the k-th of each class in turn.
@@ -65,6 +89,8 @@ class Dataset:
 
 Loader = Callable[[Path | None, bool], Dataset]
 DATA: Registry[Loader] = Registry("data set")
+DATA_FILES: Registry[Callable[[Path, int | None], Dataset]] = Registry("data source")
+SIZE = re.compile(r"@size=([1-9]\d*)$")
 
 
 def _mnist5k(root: Path | None, download: bool) -> Dataset:
@@ -79,42 +105,92 @@ def _mnist5k(root: Path | None, download: bool) -> Dataset:
 
 def _mnist_test(root: Path | None, download: bool) -> Dataset:
     """MNIST's 10,000 test images, read by torchvision from --data-root."""
-    return _mnist("mnist", root, download)
+    return _torchvision("mnist", "MNIST", root, download, train=False)
 
 
 def _mnist_train(root: Path | None, download: bool) -> Dataset:
     """MNIST's 60,000 training images, read by torchvision from --data-root."""
-    return _mnist("mnist-train", root, download)
+    return _torchvision("mnist-train", "MNIST", root, download, train=True)
 
 
-def _mnist(name: str, root: Path | None, download: bool) -> Dataset:
+def _fashion_mnist(root: Path | None, download: bool) -> Dataset:
+    """Fashion-MNIST's 10,000 test images, read by torchvision from --data-root."""
+    return _torchvision("fashion-mnist", "FashionMNIST", root, download, train=False)
+
+
+def _cifar10(root: Path | None, download: bool) -> Dataset:
+    """CIFAR-10's 10,000 test images, read by torchvision from --data-root."""
+    return _torchvision("cifar10", "CIFAR10", root, download, train=False)
+
+
+def _svhn(root: Path | None, download: bool) -> Dataset:
+    """SVHN's 26,032 test images, read by torchvision from --data-root."""
+    return _torchvision("svhn", "SVHN", root, download, split="test")
+
+
+def _torchvision(name: str, kind: str, root: Path | None, download: bool, **which: Any) -> Dataset:
     place = root or (Path(os.environ["RHOBUST_DATA"]) if "RHOBUST_DATA" in os.environ else None)
     if place is None:
         raise UserError(
-            f"data set '{name}' needs --data-root DIR (or RHOBUST_DATA), the folder that holds MNIST/raw"
+            f"data set '{name}' needs --data-root DIR (or RHOBUST_DATA), the folder that holds "
+            f"{kind + '/raw' if kind.endswith('MNIST') else kind}"
         )
     datasets = import_torchvision("torchvision.datasets")
     try:
-        raw = datasets.MNIST(str(place), train=name == "mnist-train", download=download)
+        raw = getattr(datasets, kind)(str(place), download=download, **which)
     except RuntimeError:
-        raise UserError(f"no MNIST under {place}: add --download, or point --data-root at it") from None
+        raise UserError(f"no {kind} under {place}: add --download, or point --data-root at it") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"MNIST under {place} cannot be read ({error}): remove it and --download") from None
-    return Dataset(name, raw.data[:, None], raw.targets.long(), 10)
+        raise UserError(f"{kind} under {place} cannot be read ({error}): remove it and --download") from None
+    pixels = torch.as_tensor(raw.data)
+    if pixels.dim() == 3:
+        pixels = pixels[:, None]
+    elif pixels.shape[-1] == 3:
+        pixels = pixels.permute(0, 3, 1, 2).contiguous()
+    labels = torch.as_tensor(raw.labels if kind == "SVHN" else raw.targets).long()
+    return Dataset(name, pixels, labels, 10)
 
 
 DATA.add("mnist5k", _mnist5k)
 DATA.add("mnist", _mnist_test)
 DATA.add("mnist-train", _mnist_train)
+DATA.add("fashion-mnist", _fashion_mnist)
+DATA.add("cifar10", _cifar10)
+DATA.add("svhn", _svhn)
+
+
+def is_data_file(name: str) -> bool:
+    """Whether a data set's name says SOURCE:PATH; registered names have no colon."""
+    return ":" in name
 
 
 def load_data(name: str, root: Path | None = None, download: bool = False) -> Dataset:
-    """The data set `name`; raises UserError where it is unknown or absent."""
-    return DATA[name](root, download)
+    """The data set `name`, registered or SOURCE:PATH; raises UserError where it is unknown or absent.
+
+    SOURCE:PATH@size=64 brings encoded images to 64 x 64. SOURCE:PATH@HASH, the first 16 digits of the
+    content hash, must also have that content.
+    """
+    if not is_data_file(name):
+        return DATA[name](root, download)
+    import_modules("models.datasets")
+    source, _, place = name.partition(":")
+    path, at, wanted = place.rpartition("@")
+    hashed = bool(at) and len(wanted) == 16 and set(wanted) <= set("0123456789abcdef")
+    path = path if hashed else place
+    sized = SIZE.search(path)
+    where = Path(path[: sized.start()] if sized else path).expanduser()
+    dataset = DATA_FILES[source](where, int(sized[1]) if sized else None)
+    if sized:
+        dataset = dataclasses.replace(dataset, name=f"{dataset.name}{sized[0]}")
+    if hashed and dataset.sha256[:16] != wanted:
+        raise UserError(f"{dataset.name} has changed since this was planned: run the command again")
+    return dataset
 
 
 def without(dataset: Dataset, excluded: Dataset) -> Dataset:
-    """`dataset` less every image whose pixels also occur in `excluded`."""
+    """`dataset` less every image whose pixels also occur in `excluded`; both hold tensors."""
+    assert isinstance(dataset.pixels, Tensor)
+    assert isinstance(excluded.pixels, Tensor)
     unwanted = {row.numpy().tobytes() for row in excluded.pixels}
     keep = [i for i, row in enumerate(dataset.pixels) if row.numpy().tobytes() not in unwanted]
     index = torch.tensor(keep, dtype=torch.int64)

@@ -24,12 +24,12 @@ from bench.commands.table import report
 from bench.execute import execute as execute_cells
 from bench.execute import pending
 from bench.executors.local import LocalExecutor, cores
-from bench.plan import Filters, Plan, make_plan
+from bench.plan import Filters, Plan, make_plan, with_own
 from bench.record import Header
 from bench.render import wide_console
 from bench.spec import read_matrix
 from bench.store import RunFile, Store
-from bench.weights import card_hash
+from bench.weights import card_hash, is_own, with_hash
 from models.errors import UserError
 
 
@@ -58,11 +58,15 @@ def plan_of(request: Request) -> tuple[Plan, str]:
     changes: dict[str, object] = {}
     if request.data is not None:
         changes["data"] = request.data
+        if is_own(request.data):
+            # Nothing is known to transfer to images of another kind.
+            changes |= {"data": with_hash(request.data), "sources": ()}
     if request.seed is not None:
         changes["seed"] = request.seed
     spec = spec.model_copy(update=changes)
     filters = Filters(request.models, request.defenses, request.attacks, request.certificates)
-    return make_plan(spec, load(), card_hash, filters), spec.name
+    catalog = with_own(load(), (*request.models, *spec.models), spec.data)
+    return make_plan(spec, catalog, card_hash, filters), spec.name
 
 
 def execute(request: Request, dry_run: bool) -> int:
@@ -111,6 +115,10 @@ def run_missing(plan: Plan, waiting: list[Cell], store: Store, request: Request,
             except UserError as reason:
                 print(f"{name} stays untrained, its cells fail: {reason}", file=sys.stderr)
         executor.call(functools.partial(work.prepare, settings=settings), (plan.cells[0].data, None))
+        for name in sorted(filter(is_own, members)):
+            tried = functools.partial(work.try_out, settings=settings)
+            for note in executor.call(tried, (plan.cells[0].data, name)):
+                print(f"note: {note}", file=sys.stderr)
         if absent:
             plan, _ = plan_of(request)
             waiting = pending(plan, store)

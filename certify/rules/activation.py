@@ -1,18 +1,20 @@
-"""Elementwise activations between two lines: the ReLU family, sigmoid and tanh."""
+"""Elementwise activations between two lines: the ReLU family, clamps made of ReLUs, sigmoid and tanh."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certify.bounds import Interval
-from certify.rules.operation import Lines, Pulled, Relaxed, pull_lines
-from certify.rules.table import Call, Step, rule
+from certify.rules.arithmetic import ScaleShift
+from certify.rules.operation import Lines, Operation, Pulled, Relaxed, pull_lines
+from certify.rules.table import Call, Step, Value, rule
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,75 @@ def leaky_relu(call: Call) -> Step:
     if not 0 <= leak < 1:
         call.refuse(f"a negative slope of {leak} is not understood by the certificates: use one in [0, 1)")
     return ReLU(float(leak)), (call.value(given["input"]),)
+
+
+Read = Callable[[], Any]
+
+# A bound of this size is none: adding it would drown every digit of z.
+UNBOUNDED = 3.4e38
+
+
+def _raised(floor: Read) -> tuple[Operation, ...]:
+    """max(z, floor) = floor + relu(z - floor): a ReLU, so that exact methods may split it."""
+    return ScaleShift(shift=lambda: -floor()), ReLU(), ScaleShift(shift=floor)
+
+
+def _lowered(ceiling: Read) -> tuple[Operation, ...]:
+    """min(z, ceiling) = ceiling - relu(ceiling - z)."""
+    mirror = ScaleShift(scale=lambda: -1.0, shift=ceiling)
+    return mirror, ReLU(), mirror
+
+
+def _clamped(call: Call, value: Any, low: Any, high: Any) -> Step:
+    """min(max(z, low), high); either may be None. Both in turn map intervals end to end."""
+    steps: tuple[Operation, ...] = ()
+    if low is not None and not (isinstance(low, float) and low <= -UNBOUNDED):
+        steps += _raised(call.constant(low))
+    if high is not None and not (isinstance(high, float) and high >= UNBOUNDED):
+        steps += _lowered(call.constant(high))
+    return steps or ScaleShift(), (call.value(value),)
+
+
+@rule(torch.clamp, torch.clip, "clamp", "clip", "clamp_", "clip_")
+def clamp(call: Call) -> Step:
+    """min(max(z, low), high)."""
+    given = call.bind("input", min=None, max=None)
+    return _clamped(call, given["input"], given["min"], given["max"])
+
+
+@rule(torch.clamp_min, "clamp_min", "clamp_min_", torch.maximum)
+def largest(call: Call) -> Step:
+    """max(z, c) with a constant c."""
+    value, constant = _value_and_constant(call)
+    return _clamped(call, value, constant, None)
+
+
+@rule(torch.clamp_max, "clamp_max", "clamp_max_", torch.minimum)
+def least(call: Call) -> Step:
+    """min(z, c) with a constant c."""
+    value, constant = _value_and_constant(call)
+    return _clamped(call, value, None, constant)
+
+
+def _value_and_constant(call: Call) -> tuple[Any, Any]:
+    if len(call.args) + len(call.kwargs) != 2:
+        call.refuse("needs a value and a constant")
+    first, second = [*call.args, *call.kwargs.values()]
+    if isinstance(first, Value) and isinstance(second, Value):
+        call.refuse("of two values is not understood by the certificates: write it with relu")
+    return (first, second) if isinstance(first, Value) else (second, first)
+
+
+@rule(nn.Hardtanh, F.hardtanh, nn.ReLU6, F.relu6)
+def hardtanh(call: Call) -> Step:
+    """min(max(z, low), high) as a layer; ReLU6 between 0 and 6."""
+    module = call.module
+    if isinstance(module, nn.Hardtanh):
+        return _clamped(call, call.bind("input")["input"], module.min_val, module.max_val)
+    if "relu6" in call.name:
+        return _clamped(call, call.bind("input", inplace=False)["input"], 0.0, 6.0)
+    given = call.bind("input", min_val=-1.0, max_val=1.0, inplace=False)
+    return _clamped(call, given["input"], given["min_val"], given["max_val"])
 
 
 @rule(nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid")

@@ -1,7 +1,8 @@
-"""Fully connected layers, convolutions and batch normalisation."""
+"""Fully connected layers, products with a constant matrix, convolutions and batch normalisation."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from certify.bounds import Interval
 from certify.rules.arithmetic import ScaleShift
 from certify.rules.operation import Affine, folded
-from certify.rules.table import Call, Step, pair, rule
+from certify.rules.placement import Exchange
+from certify.rules.shape import Reshape
+from certify.rules.table import Call, Step, Value, pair, rule
 from models.errors import NotApplicable, UserError
 
 # Covers the rounding of singular values in double precision.
@@ -183,6 +186,38 @@ def linear(call: Call) -> Step:
     given = call.bind("input", "weight", bias=None)
     weight, bias = call.constant(given["weight"]), call.constant(given["bias"])
     return Linear(weight, bias), (call.value(given["input"]),)
+
+
+@rule(torch.matmul, operator.matmul, "matmul", torch.mm, "mm")
+def matmul(call: Call) -> Step:
+    """x @ M over the last dimension, and M @ x over the last but one, with a constant matrix M."""
+    first, second = call.bind("input", "other").values()
+    if isinstance(first, Value) and isinstance(second, Value):
+        call.refuse("the product of two values is not understood by the certificates")
+    value, constant = (first, second) if isinstance(first, Value) else (second, first)
+    matrix = call.constant(constant)
+    if matrix().dim() != 2:
+        call.refuse("multiplies by something else than a matrix, which is not understood by the certificates")
+    if isinstance(first, Value):
+        return Linear(lambda: matrix().T, lambda: None), (call.value(value),)
+    turn = Exchange(-2, -1)
+    return (turn, Linear(matrix, lambda: None), turn), (call.value(value),)
+
+
+@rule(nn.Conv1d)
+def conv1d(call: Call) -> Step:
+    """nn.Conv1d with zero padding: a convolution over planes of height 1."""
+    module = call.module
+    assert isinstance(module, nn.Conv1d)
+    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+        call.refuse("padding other than zeros by a number is not understood: give the padding as a number")
+    (stride,), (padding,), (dilation,) = module.stride, module.padding, module.dilation
+    flat = Conv2d(
+        lambda: module.weight.unsqueeze(2), lambda: module.bias,
+        (1, stride), (0, padding), (1, dilation), module.groups,
+    )  # fmt: skip
+    raised, lowered = Reshape(lambda values: values.unsqueeze(2)), Reshape(lambda values: values.squeeze(2))
+    return (raised, flat, lowered), (call.value(call.bind("input")["input"]),)
 
 
 @rule(nn.Conv2d, F.conv2d)

@@ -1,4 +1,4 @@
-"""Average and max pooling over planes (n, channels, height, width)."""
+"""Average and max pooling over planes (n, channels, height, width), means and sums over any dimensions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from certify.bounds import Interval, dot
 from certify.rules.operation import Affine, Pulled, Relaxed
 from certify.rules.table import Call, Step, pair, rule
+from models.errors import NotApplicable
 
 Pair = tuple[int, int]
 
@@ -64,25 +65,41 @@ class AveragePool(Affine):
 
 
 @dataclass(frozen=True)
-class GlobalAverage(Affine):
-    """The mean over height and width, kept as size 1 or dropped."""
+class Gather(Affine):
+    """The mean, or the `total`, over dimensions after the samples', kept as size 1 or dropped."""
 
+    dims: tuple[int, ...]
     keep: bool
+    total: bool = False
+
+    def _dims(self, dimensions: int) -> tuple[int, ...]:
+        """The dimensions counted from the front, in a value of so many; never the samples'."""
+        places = tuple(sorted(dim % dimensions for dim in self.dims))
+        if 0 in places:
+            raise NotApplicable("a mean or sum over the samples mixes them: name dimensions >= 1")
+        return places
 
     def forward(self, *values: Tensor) -> Tensor:
-        return values[0].mean((2, 3), keepdim=self.keep)
+        dims = self._dims(values[0].dim())
+        return values[0].sum(dims, self.keep) if self.total else values[0].mean(dims, self.keep)
 
     def interval(self, *inputs: Interval) -> Interval:
         return Interval(self.forward(inputs[0].lower), self.forward(inputs[0].upper))
 
     def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
-        return constants[0] if norm == "linf" else constants[0] / math.sqrt(shapes[0][-2] * shapes[0][-1])
+        count = self._count(shapes[0])
+        factor = 1.0 if norm == "linf" else 1 / math.sqrt(count)
+        return constants[0] * factor * (count if self.total else 1)
+
+    def _count(self, shape: torch.Size) -> int:
+        return math.prod(shape[dim - 1] for dim in self._dims(len(shape) + 1))
 
     def transpose(self, rows: Tensor, *shapes: torch.Size) -> tuple[Tensor, ...]:
-        height, width = shapes[0][-2:]
-        mean = rows / (height * width)
-        mean = mean if self.keep else mean[..., None, None]
-        return (mean.expand(*rows.shape[:2], *shapes[0]),)
+        spread = rows if self.total else rows / self._count(shapes[0])
+        if not self.keep:
+            for dim in self._dims(len(shapes[0]) + 1):
+                spread = spread.unsqueeze(dim + 1)
+        return (spread.expand(*rows.shape[:2], *shapes[0]),)
 
     def constant(self, rows: Tensor) -> Tensor | float:
         return 0.0
@@ -201,14 +218,24 @@ def adaptive_average_pool(call: Call) -> Step:
         given = call.bind("input", "output_size")
     if given["output_size"] not in (1, (1, 1), [1, 1]):
         call.refuse(f"an output size of {given['output_size']} is not understood by the certificates: use 1")
-    return GlobalAverage(keep=True), (call.value(given["input"]),)
+    return Gather((-2, -1), keep=True), (call.value(given["input"]),)
 
 
 @rule("mean", torch.mean)
 def mean(call: Call) -> Step:
-    """The mean over height and width."""
+    """The mean over dimensions after the samples'."""
+    return _gathered(call, total=False)
+
+
+@rule("sum", torch.sum)
+def sum_over(call: Call) -> Step:
+    """The sum over dimensions after the samples'."""
+    return _gathered(call, total=True)
+
+
+def _gathered(call: Call, total: bool) -> Step:
     given = call.bind("input", "dim", keepdim=False)
-    dims = given["dim"] if isinstance(given["dim"], (tuple, list)) else (given["dim"],)
-    if sorted(dims) not in ([2, 3], [-2, -1]):
-        call.refuse("a mean over anything but height and width is not understood by the certificates")
-    return GlobalAverage(bool(given["keepdim"])), (call.value(given["input"]),)
+    dims = given["dim"] if isinstance(given["dim"], tuple | list) else (given["dim"],)
+    if not dims or 0 in dims or not all(isinstance(dim, int) for dim in dims):
+        call.refuse("would mix samples: name dimensions >= 1")
+    return Gather(tuple(dims), bool(given["keepdim"]), total), (call.value(given["input"]),)

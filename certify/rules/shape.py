@@ -1,8 +1,8 @@
-"""Operations that move entries without changing them: flatten, reshape, identity, dropout in eval mode."""
+"""Operations that keep every entry in its order: flatten, reshape, squeeze, identity, dropout in eval."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,22 +13,18 @@ from torch import Tensor, nn
 from certify.bounds import Interval
 from certify.rules.operation import Affine
 from certify.rules.table import BatchSize, Call, Step, rule
-from models.errors import UserError
+from models.errors import NotApplicable, UserError
 
 
 @dataclass(frozen=True)
 class Reshape(Affine):
-    """Each sample's entries in another shape: `flatten` from a dimension to a dimension, or a `shape`."""
+    """Each sample's entries in another shape, in the same order; `how` maps (n, ...) to (n, ...)."""
 
-    shape: tuple[int, ...] | None = None
-    flatten: tuple[int, int] = (1, -1)
+    how: Callable[[Tensor], Tensor]
     diagonal = True
 
     def forward(self, *values: Tensor) -> Tensor:
-        if self.shape is None:
-            return values[0].flatten(*self.flatten)
-        known = values[0].new_empty(values[0].shape[1:], device="meta").reshape(self.shape).shape
-        return values[0].reshape(-1, *known)
+        return self.how(values[0])
 
     def interval(self, *inputs: Interval) -> Interval:
         return Interval(self.forward(inputs[0].lower), self.forward(inputs[0].upper))
@@ -83,9 +79,10 @@ def flatten(call: Call) -> Step:
         given = call.bind("input") | {"start_dim": call.module.start_dim, "end_dim": call.module.end_dim}
     else:
         given = call.bind("input", start_dim=0, end_dim=-1)
-    if given["start_dim"] < 1:
+    start, end = given["start_dim"], given["end_dim"]
+    if start < 1:
         call.refuse("would mix samples: start at dimension 1")
-    return Reshape(flatten=(given["start_dim"], given["end_dim"])), (call.value(given["input"]),)
+    return Reshape(lambda values: values.flatten(start, end)), (call.value(given["input"]),)
 
 
 @rule("view", "reshape", torch.reshape)
@@ -99,7 +96,47 @@ def reshape(call: Call) -> Step:
         call.refuse("must keep the samples: start the shape with x.size(0) or -1")
     if not all(isinstance(size, int) for size in sizes[1:]):
         call.refuse("has a shape that the certificates cannot read: use numbers after the first size")
-    return Reshape(shape=tuple(sizes[1:])), (call.value(value),)
+    shape = tuple(sizes[1:])
+    return Reshape(lambda values: _reshaped(values, shape)), (call.value(value),)
+
+
+def _reshaped(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    known = values.new_empty(values.shape[1:], device="meta").reshape(shape).shape
+    return values.reshape(-1, *known)
+
+
+@rule("unsqueeze", torch.unsqueeze)
+def unsqueeze(call: Call) -> Step:
+    """A new dimension of size 1 after the samples'."""
+    given = call.bind("input", "dim")
+    dim = given["dim"]
+    if dim == 0:
+        call.refuse("would put a dimension before the samples: use dim >= 1")
+    return Reshape(lambda values: values.unsqueeze(_after_samples(dim, values.dim() + 1))), (
+        call.value(given["input"]),
+    )
+
+
+@rule("squeeze", torch.squeeze)
+def squeeze(call: Call) -> Step:
+    """Named dimensions of size 1 dropped, never the samples'."""
+    given = call.bind("input", "dim")
+    dims = given["dim"] if isinstance(given["dim"], tuple | list) else (given["dim"],)
+    if 0 in dims:
+        call.refuse("would drop the dimension of the samples: name dims >= 1")
+
+    def squeezed(values: Tensor) -> Tensor:
+        return values.squeeze(tuple(_after_samples(dim, values.dim()) for dim in dims))
+
+    return Reshape(squeezed), (call.value(given["input"]),)
+
+
+def _after_samples(dim: int, total: int) -> int:
+    """`dim` counted from the front of `total`; raises UserError where it is the samples'."""
+    place = dim % total
+    if place == 0:
+        raise NotApplicable("a dimension of size 1 is put or dropped before the samples: name dims >= 1")
+    return place
 
 
 @rule(nn.Identity, nn.Dropout, nn.Dropout2d)

@@ -76,7 +76,8 @@ class Call:
         return lambda: argument
 
 
-Step = tuple[Operation, tuple[int, ...]]
+# One operation on earlier steps, or several of which each takes the one before.
+Step = tuple[Operation | tuple[Operation, ...], tuple[int, ...]]
 Rule = Callable[[Call], Step]
 RULES: dict[Any, Rule] = {}
 
@@ -102,4 +103,4 @@ def pair(value: Any) -> tuple[int, int]:
 
 def like(constant: Any, values: Tensor) -> Tensor:
     """A number or tensor in the dtype and on the device of `values`."""
-    return torch.as_tensor(constant, device=values.device).to(values.dtype)
+    return torch.as_tensor(constant, device=values.device, dtype=values.dtype)

@@ -62,6 +62,41 @@ class Joined(nn.Module):
         return self.head(F.relu(self.middle(x)).flatten(1))
 
 
+class Rearranged(nn.Module):
+    """Entries moved, cut out, padded and summed, with constant matrices on either side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("left", torch.randn(5, 4))
+        self.register_buffer("right", torch.randn(6, 3))
+        self.conv, self.line = nn.Conv2d(2, 3, 3), nn.Conv1d(5, 2, 2, padding=1)
+        self.up, self.head = nn.ConvTranspose2d(2, 2, 2, stride=2, groups=2), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(F.pad(x, (1, 0, 2, 1), value=0.5))).permute(0, 2, 3, 1)
+        x = F.relu(self.left @ x[:, 1:, :4, -1].transpose(-1, -2))
+        x = F.relu(self.line(torch.matmul(x, self.right)).narrow(2, 1, 3))
+        x = F.relu(self.up(x.unsqueeze(-1))).sum(-2, keepdim=True).squeeze(2)
+        return self.head(x.flatten(1))
+
+
+class Clamped(nn.Module):
+    """Values cut from both sides and from one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.middle, self.head = (
+            nn.Conv2d(2, 3, 3, stride=2),
+            nn.Linear(12, 8),
+            nn.Linear(8, CLASSES),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.middle(self.conv(x.clamp(0.1, 0.8)).clamp(min=-0.2).flatten(1))
+        x = F.hardtanh(torch.minimum(x, torch.tensor(0.6)), -0.7, 2.0)
+        return self.head(F.relu6(8 * x))
+
+
 def mlp(*widths: int, leak: float = 0.0) -> nn.Sequential:
     """A fully connected network of the given widths, with ReLU or leaky ReLU between."""
     layers: list[nn.Module] = [nn.Flatten()]
@@ -108,6 +143,12 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(72, 8), nn.Sigmoid(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, CLASSES)
     ),
+    "curved": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(72, 8), nn.Softplus(), nn.Linear(8, 8), nn.GELU(),
+        nn.Linear(8, 8), nn.Softplus(3, 2), nn.Linear(8, CLASSES),
+    ),
+    "rearranged": Rearranged,
+    "clamped": Clamped,
 }  # fmt: skip
 
 

@@ -55,7 +55,8 @@ def in_place(x, layer):
 
 
 REFUSED = {
-    "gelu": (lambda x, layer: F.gelu(layer(x.flatten(1))), "gelu"),
+    "gelu by tanh": (lambda x, layer: F.gelu(layer(x.flatten(1)), approximate="tanh"), "gelu"),
+    "silu": (lambda x, layer: F.silu(layer(x.flatten(1))), "silu"),
     "softmax": (lambda x, layer: layer(x.flatten(1)).softmax(1), "softmax"),
     "product of values": (lambda x, layer: layer(x.flatten(1)) * layer(x.flatten(1)), "mul"),
     "division by a value": (lambda x, layer: 1 / layer(x.flatten(1)), "truediv"),
@@ -63,10 +64,17 @@ REFUSED = {
     "random numbers": (lambda x, layer: layer(x.flatten(1)) + torch.rand(3), "rand"),
     "mixed samples": (lambda x, layer: layer(x.flatten()), "flatten"),
     "reshaped samples": (lambda x, layer: layer(x.reshape(1, -1)), "reshape"),
-    "permuted axes": (lambda x, layer: layer(x.permute(0, 2, 3, 1).flatten(1)), "permute"),
+    "permuted samples": (lambda x, layer: layer(x.permute(1, 0, 2, 3).flatten(1)), "permute"),
+    "exchanged samples": (lambda x, layer: layer(x.flatten(1)).transpose(0, 1), "transpose"),
+    "picked samples": (lambda x, layer: layer(x[1:].flatten(1)), "getitem"),
+    "a dimension before the samples": (lambda x, layer: layer(x.flatten(1)).unsqueeze(0), "unsqueeze"),
+    "reflected padding": (lambda x, layer: layer(F.pad(x, (1, 1), mode="reflect").flatten(1)), "pad"),
+    "matrix product of values": (lambda x, layer: x @ x, "matmul"),
+    "largest of two values": (lambda x, layer: torch.maximum(layer(x.flatten(1)), x[:, 0, 0, :3]), "maximum"),
     "in place with another use": (in_place, "relu"),
     "functional dropout": (lambda x, layer: F.dropout(layer(x.flatten(1)), 0.5, True), "dropout"),
-    "mean over classes": (lambda x, layer: layer(x.flatten(1)).mean(1), "mean"),
+    "mean over samples": (lambda x, layer: layer(x.flatten(1)).mean(0, keepdim=True), "mean"),
+    "mean over all": (lambda x, layer: layer(x.flatten(1)).sum(), "sum"),
 }
 
 
@@ -79,8 +87,8 @@ def test_what_is_not_understood_is_refused_by_name(case):
 
 
 def test_layers_are_refused_by_their_place_and_class():
-    with pytest.raises(UserError, match=r"layer '2' \(GELU\)"):
-        trace(nn.Sequential(nn.Flatten(), nn.Linear(72, 3), nn.GELU()))
+    with pytest.raises(UserError, match=r"layer '2' \(SiLU\)"):
+        trace(nn.Sequential(nn.Flatten(), nn.Linear(72, 3), nn.SiLU()))
 
 
 def test_subclasses_and_hooks_are_not_mistaken_for_what_they_extend():

@@ -1,0 +1,153 @@
+"""`certify`: properties of ONNX networks settled as in the verification competition VNN-COMP."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.verification import Answer, verify
+from models.atomic import write_atomically
+from models.errors import UserError
+
+TIMEOUT = 300.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of an instances file: paths as written there, and its time limit."""
+
+    onnx: str
+    vnnlib: str
+    seconds: float
+
+
+def execute(
+    onnx: Path | None,
+    vnnlib: Path | None,
+    timeout: float | None,
+    witness: Path | None,
+    batch: Path | None,
+    results: Path | None,
+    seed: int,
+) -> int:
+    """Settles one property, or every line of a batch; returns the exit code."""
+    if timeout is not None and not 0 < timeout < math.inf:
+        raise UserError(f"--timeout must be above 0 seconds, not {timeout:g}")
+    if batch is not None:
+        if onnx is not None or vnnlib is not None:
+            raise UserError("--batch names its own files: leave out --onnx and --vnnlib")
+        return _batch(batch, timeout, witness, results or Path("results.csv"), seed)
+    if onnx is None or vnnlib is None:
+        raise UserError("give --onnx NET and --vnnlib PROPERTY, or --batch instances.csv")
+    if results is not None:
+        raise UserError("--results belongs to --batch: one property is answered on stdout")
+    answer = verify(onnx, vnnlib, TIMEOUT if timeout is None else timeout, seed)
+    print(answer.result)
+    if answer.note:
+        print(answer.note, file=sys.stderr)
+    if answer.result == "sat":
+        if witness is None:
+            print(answer.witness(), end="")
+        else:
+            write_atomically(witness, answer.witness().encode())
+    return 0
+
+
+def _batch(batch: Path, timeout: float | None, witness: Path | None, results: Path, seed: int) -> int:
+    """Runs every line that has no row yet; a row is appended as soon as its line is finished.
+
+    The columns are VNN-COMP's, without a header: category (the folder's name), onnx, vnnlib, seconds
+    of preparation, result, seconds of verification. Rows that say `error` are run again.
+    """
+    lines, folder = _lines(batch, timeout), batch.resolve().parent
+    kept = _finished(results)
+    finished = Counter((row[1], row[2]) for row in kept)
+    write_atomically(results, _text(kept).encode())
+    failed = 0
+    for number, line in enumerate(lines, start=1):
+        if finished[line.onnx, line.vnnlib]:
+            finished[line.onnx, line.vnnlib] -= 1
+            continue
+        try:
+            answer = verify(folder / line.onnx, folder / line.vnnlib, line.seconds, seed)
+        except Exception as error:
+            # Whatever one instance meets, the others go on.
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            reason = str(error).splitlines()[0] if str(error) else ""
+            print(f"error: {batch}, instance {number}: {kind}{reason}", file=sys.stderr)
+            answer, failed = Answer("error", None, None, 0.0, 0.0), failed + 1
+        if answer.note:
+            print(f"{batch}, instance {number}: {answer.note}", file=sys.stderr)
+        if answer.result == "sat" and witness is not None:
+            write_atomically(witness / _witness_name(line), answer.witness().encode())
+        _append(results, folder.name, line, answer)
+        print(f"[{number}/{len(lines)}] {line.onnx} {line.vnnlib}: {answer.result}", flush=True)
+    counts = Counter(row[4] for row in _whole(results))
+    print(
+        f"{results}: {', '.join(f'{count} {word}' for word, count in sorted(counts.items())) or 'no answers'}"
+    )
+    return 1 if failed else 0
+
+
+def _lines(batch: Path, timeout: float | None) -> list[Line]:
+    """The instances; `timeout` replaces the file's third column. Raises UserError, naming the line."""
+    try:
+        rows = list(csv.reader(batch.read_text(encoding="utf-8").splitlines()))
+    except OSError as error:
+        raise UserError(f"--batch {batch} cannot be read: {error.strerror}") from None
+    found = []
+    for number, row in enumerate(rows, start=1):
+        if not "".join(row).strip():
+            continue
+        try:
+            onnx, vnnlib, *rest = (part.strip() for part in row)
+            seconds = float(rest[0]) if timeout is None else timeout
+        except (ValueError, IndexError):
+            raise UserError(f"{batch}, line {number}: write onnx,vnnlib,timeout") from None
+        if not 0 < seconds < math.inf:
+            raise UserError(f"{batch}, line {number}: the timeout must be above 0 seconds, not {seconds:g}")
+        found.append(Line(onnx, vnnlib, seconds))
+    if not found:
+        raise UserError(f"{batch} has no instances: write one onnx,vnnlib,timeout a line")
+    return found
+
+
+def _finished(results: Path) -> list[list[str]]:
+    """The rows of an earlier call that need not be run again."""
+    return [row for row in _whole(results) if row[4] != "error"]
+
+
+def _whole(results: Path) -> list[list[str]]:
+    """The rows of a results file, without one that was cut off."""
+    try:
+        text = results.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    whole = text[: text.rfind("\n") + 1]
+    return [row for row in csv.reader(whole.splitlines()) if len(row) == 6]
+
+
+def _text(rows: list[list[str]]) -> str:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
+    return stream.getvalue()
+
+
+def _append(results: Path, category: str, line: Line, answer: Answer) -> None:
+    seconds = f"{answer.prepare_seconds:.3f}", f"{answer.seconds:.3f}"
+    row = [category, line.onnx, line.vnnlib, seconds[0], answer.result, seconds[1]]
+    with results.open("a", encoding="utf-8") as stream:
+        stream.write(_text([row]))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _witness_name(line: Line) -> str:
+    stems = [Path(name).name.removesuffix(".gz").rsplit(".", 1)[0] for name in (line.onnx, line.vnnlib)]
+    return f"{'_'.join(stems)}.counterexample"

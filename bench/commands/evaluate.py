@@ -1,0 +1,93 @@
+"""`evaluate`: the bracket of one model, the zoo's or the user's own, on one data set."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from bench.evaluation import evaluate
+from bench.work import pick_device
+from defenses.zoo import ModelName, load
+from models.base import Batch, Classifier, frozen
+from models.data import Dataset, load_data
+from models.datasets.encoded import CorruptImage
+from models.errors import UserError
+from models.sources.base import is_source
+from models.sources.probe import open_model
+
+
+def execute(
+    model: str,
+    data: str,
+    norm: str,
+    eps: str,
+    limit: int,
+    attacks: tuple[str, ...],
+    certificates: tuple[str, ...],
+    root: Path | None,
+    download: bool,
+    strict: bool,
+    device: str,
+    seed: int,
+) -> int:
+    """Prints the clean accuracy as soon as it is known, then the bracket; returns the exit code."""
+    if limit < 1:
+        raise UserError(f"--limit must be at least 1, not {limit}")
+    dataset = load_data(data, root, download)
+    if dataset.classes:
+        names = ", ".join(f"{number} {name}" for number, name in enumerate(dataset.classes[:20]))
+        print(f"classes: {names}{', ...' if len(dataset.classes) > 20 else ''}")
+    batch = readable(dataset, limit, strict)
+    classifier = _classifier(model, batch, dataset, root, download).to(pick_device(device))
+    batch = batch.to(classifier.device)
+    with frozen(classifier), torch.no_grad():
+        right = torch.cat([classifier.logits(part.x).argmax(1) == part.y for part in batch.split(64)])
+    print(f"clean: {100 * float(right.double().mean()):.1f} % of {len(batch)} images", flush=True)
+    result = evaluate(
+        classifier,
+        batch.x,
+        batch.y,
+        norm=norm,
+        eps=eps,
+        attacks=attacks or None,
+        certificates=certificates or None,
+        seed=seed,
+    )
+    print(result)
+    return 0
+
+
+def readable(dataset: Dataset, limit: int, strict: bool) -> Batch:
+    """The first `limit` images of the panel; corrupt ones are left out and counted, unless `strict`."""
+    waiting, skipped = dataset.panel(None), 0
+    kept: list[Batch] = []
+    while len(waiting) and sum(map(len, kept)) < limit:
+        wanted, waiting = waiting[: limit - sum(map(len, kept))], waiting[limit - sum(map(len, kept)) :]
+        while len(wanted):
+            try:
+                kept.append(dataset.batch(wanted))
+                break
+            except CorruptImage as corrupt:
+                if strict:
+                    raise
+                wanted, skipped = wanted[wanted != corrupt.place], skipped + 1
+    if skipped:
+        print(f"{skipped} images cannot be decoded and are left out", file=sys.stderr)
+    if not kept:
+        raise UserError(f"{dataset.name} has no image that can be decoded")
+    return Batch(*(torch.cat([getattr(part, name) for part in kept]) for name in ("x", "y", "index")))
+
+
+def _classifier(model: str, batch: Batch, dataset: Dataset, root: Path | None, download: bool) -> Classifier:
+    if not is_source(model):
+        name = ModelName.parse(model)
+        needed, given = name.parts()[0].input_shape, tuple(batch.x.shape[1:])
+        if needed != given:
+            raise UserError(f"model '{model}' judges inputs of shape {needed}, {dataset.name} has {given}")
+        return load(name, root=root, download=download)
+    opened = open_model(model, batch, dataset.num_classes)
+    for note in opened.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return opened.classifier

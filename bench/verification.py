@@ -1,0 +1,167 @@
+"""One ONNX network and one VNN-LIB property in, `unsat`, `sat`, `unknown` or `timeout` out."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from certify.exact import settle
+from certify.graph import trace
+from certify.property import Property
+from certify.vnnlib import Specification, read_vnnlib
+from models.errors import NotApplicable, UserError
+from models.onnx.reader import OnnxNetwork, read
+from models.onnx.runtime import Runtime, check_agreement
+
+# Ways to move a counterexample inwards where rounding to the file's precision undoes it.
+STEPS = 40
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The verdict in VNN-COMP's words, with the counterexample where it is `sat`.
+
+    inputs (d,) lie in the property's box; outputs (k,) are onnxruntime's there. prepare_seconds went
+    into reading and checking the files, seconds into the answer; note says what a user should know.
+    """
+
+    result: str
+    inputs: Tensor | None
+    outputs: Tensor | None
+    prepare_seconds: float
+    seconds: float
+    note: str = ""
+
+    def witness(self) -> str:
+        """The counterexample in the competition's format."""
+        assert self.inputs is not None
+        assert self.outputs is not None
+        values = [f"(X_{i} {value!r})" for i, value in enumerate(self.inputs.tolist())]
+        values += [f"(Y_{j} {value!r})" for j, value in enumerate(self.outputs.tolist())]
+        return "(" + "\n".join(values) + ")\n"
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A network read twice, by us and by onnxruntime, and the properties to be settled."""
+
+    read: OnnxNetwork
+    exact: nn.Module
+    runtime: Runtime
+    properties: tuple[Property, ...]
+
+    def broken_at(self, one: Property, x: Tensor) -> Tensor | None:
+        """onnxruntime's outputs at x (of the input's shape) where both readings are unsafe there."""
+        theirs = self.runtime.outputs(x[None])
+        with torch.no_grad():
+            ours = self.exact(x[None])
+        unsafe = float(one.excess(theirs)) <= 0 and float(one.excess(ours)) <= 0
+        return theirs[0] if unsafe else None
+
+
+def load(onnx: Path, vnnlib: Path) -> Instance:
+    """Reads both files, or their .gz, and compares the network with onnxruntime on points of the input set.
+
+    Raises UserError where the two files do not fit each other, or for an operation without a rule.
+    """
+    onnx, vnnlib = _present(onnx), _present(vnnlib)
+    network, wanted = read(onnx), read_vnnlib(vnnlib)
+    _check_sizes(onnx, network, vnnlib, wanted)
+    exact = copy.deepcopy(network.network).double()
+    trace(exact)
+    properties = tuple(
+        Property(one.lower.reshape(network.shape), one.upper.reshape(network.shape), one.clauses)
+        for one in wanted.properties
+    )
+    runtime = Runtime(onnx, network)
+    for one in properties[:1]:
+        check_agreement(network, runtime, one.lower, one.upper)
+    return Instance(network, exact, runtime, properties)
+
+
+def _present(path: Path) -> Path:
+    """The file, or its .gz where only that is there: benchmarks list the one and ship the other."""
+    packed = path.with_name(f"{path.name}.gz")
+    return packed if packed.is_file() and not path.is_file() else path
+
+
+def _check_sizes(onnx: Path, network: OnnxNetwork, vnnlib: Path, wanted: Specification) -> None:
+    for kind, theirs, ours in (
+        ("inputs", wanted.inputs, math.prod(network.shape)),
+        ("outputs", wanted.outputs, network.outputs),
+    ):
+        if theirs != ours:
+            raise UserError(f"{vnnlib} declares {theirs} {kind}, but the network {onnx} has {ours}")
+
+
+def verify(onnx: Path, vnnlib: Path, seconds: float, seed: int = 0) -> Answer:
+    """Settles a property within `seconds` of wall-clock time, reading included.
+
+    `unsat`: no input of the set reaches an unsafe output, proved for the network in double
+    precision. `sat`: a counterexample, unsafe in double precision and in onnxruntime's own.
+    `timeout`: the time went by; `unknown`: the search ended before. Raises UserError for bad files.
+    """
+    start = time.perf_counter()
+    instance = load(onnx, vnnlib)
+    prepared = time.perf_counter()
+    deadline = start + seconds
+    waiting, note, denied = list(instance.properties), "", False
+    for _ in range(2):
+        # The second time round, what some left over goes to those still open.
+        undecided = []
+        for place, one in enumerate(waiting):
+            left = deadline - time.perf_counter()
+            if left <= 0:
+                undecided.append(one)
+                continue
+            try:
+                verdict = settle(instance.exact, one, seconds=left / (len(waiting) - place), seed=seed)
+            except NotApplicable as refusal:
+                # The operations are understood, but no exact search goes through all of them.
+                undecided, note = [*undecided, one], str(refusal)
+                continue
+            if verdict.status == "broken" and verdict.witness is not None:
+                found = confirmed(instance, one, verdict.witness)
+                if found is not None:
+                    return Answer("sat", *found, prepared - start, time.perf_counter() - prepared)
+                denied, note = True, "a counterexample in double precision is none in the file's own"
+            elif verdict.status != "certified":
+                undecided.append(one)
+        waiting = undecided
+    late = time.perf_counter() >= deadline - 0.02 * seconds
+    result = ("timeout" if late else "unknown") if waiting else "unknown" if denied else "unsat"
+    return Answer(result, None, None, prepared - start, time.perf_counter() - prepared, note)
+
+
+def confirmed(instance: Instance, one: Property, witness: Tensor) -> tuple[Tensor, Tensor] | None:
+    """A counterexample that holds in both precisions, at the witness or nearby, and its outputs.
+
+    Prefers inputs that single precision holds exactly; all lie inside the property's bounds.
+    """
+    x = witness.detach().double().reshape(one.lower.shape)
+    width = one.upper - one.lower
+    for step in range(STEPS):
+        for point in (_single(x, one), x):
+            inside = point.clamp(one.lower, one.upper)
+            outputs = instance.broken_at(one, inside)
+            if outputs is not None:
+                return inside.flatten(), outputs
+        moving = x.clone().requires_grad_(True)
+        (slope,) = torch.autograd.grad(one.excess(instance.exact(moving[None])).sum(), moving)
+        size = 1e-6 * 1.5**step
+        x = (x - size * width * slope.sign()).clamp(one.lower, one.upper)
+    return None
+
+
+def _single(x: Tensor, one: Property) -> Tensor:
+    """The nearest single precision numbers inside the bounds, where there are any."""
+    near = x.float()
+    away = torch.where(near.double() > one.upper, -torch.inf, torch.inf)
+    outside = (near.double() > one.upper) | (near.double() < one.lower)
+    return torch.where(outside, torch.nextafter(near, away.float()), near).double()

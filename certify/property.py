@@ -1,0 +1,67 @@
+"""What is to be proved of a network: no point of an input set reaches an unsafe set of outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.errors import UserError
+
+
+@dataclass(frozen=True)
+class Clause:
+    """One unsafe set of outputs y: rows . y + offsets <= 0 in each entry; rows (k, outputs), offsets (k,)."""
+
+    rows: Tensor
+    offsets: Tensor
+
+    def __post_init__(self) -> None:
+        if self.rows.dim() != 2 or self.offsets.shape != self.rows.shape[:1]:
+            raise UserError(
+                f"a clause needs rows (k, outputs) and offsets (k,), not {tuple(self.rows.shape)} "
+                f"and {tuple(self.offsets.shape)}"
+            )
+
+    def excess(self, outputs: Tensor) -> Tensor:
+        """max over the rows of rows . y + offsets, for outputs (n, outputs): (n,), <= 0 where unsafe."""
+        return (outputs.to(self.rows) @ self.rows.T + self.offsets).amax(1)
+
+
+@dataclass(frozen=True)
+class Property:
+    """Every input between lower and upper (both (c, h, w) or (d,)) keeps out of all unsafe sets.
+
+    It is broken where some input's outputs fall in at least one of the clauses.
+    Raises UserError for bounds that cross, are not finite, or clauses of different widths.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    clauses: tuple[Clause, ...]
+
+    def __post_init__(self) -> None:
+        if self.lower.shape != self.upper.shape:
+            raise UserError(
+                f"input bounds of shapes {tuple(self.lower.shape)} and {tuple(self.upper.shape)}: "
+                "give one lower and one upper bound per input"
+            )
+        if not bool(torch.isfinite(self.lower).all() and torch.isfinite(self.upper).all()):
+            raise UserError("every input needs a finite lower and upper bound")
+        if bool((self.lower > self.upper).any()):
+            raise UserError("an input's lower bound is above its upper bound: the input set is empty")
+        if len({clause.rows.shape[1] for clause in self.clauses}) > 1:
+            raise UserError("the clauses speak of different numbers of outputs")
+
+    def excess(self, outputs: Tensor) -> Tensor:
+        """min over the clauses of their excess, for outputs (n, outputs): (n,), <= 0 where unsafe."""
+        return torch.stack([clause.excess(outputs) for clause in self.clauses]).amin(0)
+
+
+def robustness(lower: Tensor, upper: Tensor, label: int, classes: int) -> Property:
+    """The label wins strictly everywhere between lower and upper: one clause z_label - z_j <= 0 a class j."""
+    identity = torch.eye(classes, dtype=torch.float64)
+    rows = [identity[label] - identity[j] for j in range(classes) if j != label]
+    zero = torch.zeros(1, dtype=torch.float64)
+    return Property(lower, upper, tuple(Clause(row[None], zero) for row in rows))

@@ -1,0 +1,143 @@
+"""Softplus and GELU between two parallel lines of their chord's slope."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from certify.bounds import Interval
+from certify.rules.activation import Activation
+from certify.rules.operation import Lines
+from certify.rules.table import Call, Step, rule
+
+# GELU decreases up to here, to this least value, and increases from here on.
+LOWEST_AT, LOWEST = -0.7517915246935645, -0.1699712074799038
+# The largest slope of GELU, at sqrt 2.
+STEEPEST = 1.1289042
+# Beyond these z, GELU is 0 and z to double precision.
+ENDS = 40.0
+HALVINGS = 48
+
+
+@dataclass(frozen=True)
+class Softplus(Activation):
+    """ln(1 + exp(beta z)) / beta, and z itself beyond threshold / beta, as PyTorch computes it.
+
+    Convex: the chord's slope s gives the line above through both ends; below, the least value of
+    f(z) - s z over all z is the entropy H(s) / beta, reached inside the interval.
+    """
+
+    beta: float = 1.0
+    threshold: float = 20.0
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return F.softplus(values[0], self.beta, self.threshold)
+
+    def _drop(self, bounds: Interval) -> Tensor:
+        """By how much the switch to z breaks convexity, on intervals that contain it."""
+        inside = (bounds.lower * self.beta <= self.threshold) & (bounds.upper * self.beta > self.threshold)
+        return inside.to(bounds.lower.dtype) * (1.01 * math.exp(-self.threshold) / self.beta)
+
+    def interval(self, *inputs: Interval) -> Interval:
+        ends = super().interval(*inputs)
+        drop = self._drop(inputs[0])
+        return Interval(ends.lower - drop, ends.upper + drop)
+
+    def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
+        return constants[0]
+
+    def undecided(self, bounds: Interval) -> Tensor:
+        return bounds.upper > bounds.lower
+
+    def lines(self, bounds: Interval, alpha: Tensor | None) -> Lines:
+        lower, upper = bounds.lower, bounds.upper
+        slope = _chord(self.forward, torch.sigmoid(self.beta * lower), bounds).clamp(0, 1)
+        slope = torch.where(self.beta * lower > self.threshold, 1.0, slope)
+        drop = self._drop(bounds)
+        above = torch.maximum(self.forward(lower) - slope * lower, self.forward(upper) - slope * upper)
+        below = (torch.special.entr(slope) + torch.special.entr(1 - slope)) / self.beta
+        return Lines(slope, below - drop, slope, above + drop, parallel=True)
+
+
+@dataclass(frozen=True)
+class GELU(Activation):
+    """z Phi(z), Phi the normal distribution function: neither monotone nor convex.
+
+    Its slope falls up to -sqrt 2, rises up to sqrt 2 and falls again, so that f(z) - s z has at most
+    three stationary points; bisection finds them, and the two lines touch the extreme ones.
+    """
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return F.gelu(values[0])
+
+    def interval(self, *inputs: Interval) -> Interval:
+        lower, upper = inputs[0].lower, inputs[0].upper
+        ends = self.forward(lower), self.forward(upper)
+        dips = (lower < LOWEST_AT) & (upper > LOWEST_AT)
+        return Interval(torch.where(dips, LOWEST, torch.minimum(*ends)), torch.maximum(*ends))
+
+    def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
+        return constants[0] * STEEPEST
+
+    def undecided(self, bounds: Interval) -> Tensor:
+        return bounds.upper > bounds.lower
+
+    def _slope(self, z: Tensor) -> Tensor:
+        return torch.special.ndtr(z) + z * torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+
+    def _stationary(self, slope: Tensor, bounds: Interval, start: float, stop: float) -> Tensor:
+        """Where the derivative, monotone on [start, stop], is `slope`, or an end of the interval there."""
+        low, high = bounds.lower.clamp(start, stop), bounds.upper.clamp(start, stop)
+        rising = self._slope(high) >= self._slope(low)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            right = (self._slope(middle) < slope) == rising
+            low, high = torch.where(right, middle, low), torch.where(right, high, middle)
+        # Where the interval lies outside the branch this is a point outside the interval.
+        return torch.minimum(torch.maximum((low + high) / 2, bounds.lower), bounds.upper)
+
+    def lines(self, bounds: Interval, alpha: Tensor | None) -> Lines:
+        with torch.no_grad():
+            slope = _chord(self.forward, self._slope(bounds.lower), bounds)
+            turn = math.sqrt(2)
+            branches = ((-ENDS, -turn), (-turn, turn), (turn, ENDS))
+            places = [self._stationary(slope, bounds, *branch) for branch in branches]
+        points = torch.stack([bounds.lower, bounds.upper, *places])
+        rest = self.forward(points) - slope * points
+        return Lines(slope, rest.amin(0), slope, rest.amax(0), parallel=True)
+
+
+def _chord(function: Callable[[Tensor], Tensor], flat: Tensor, bounds: Interval) -> Tensor:
+    """The slope between an interval's ends, or `flat` where it is too short to have one.
+
+    Any slope is valid; one that rounding spoils would only be loose.
+    """
+    width = bounds.upper - bounds.lower
+    short = width <= 1e-9 * (1 + bounds.lower.abs())
+    return torch.where(
+        short, flat, (function(bounds.upper) - function(bounds.lower)) / torch.where(short, 1.0, width)
+    )
+
+
+@rule(nn.Softplus, F.softplus)
+def softplus(call: Call) -> Step:
+    """ln(1 + exp(beta z)) / beta."""
+    given = call.bind("input", beta=1.0, threshold=20.0)
+    if isinstance(call.module, nn.Softplus):
+        given |= {"beta": call.module.beta, "threshold": call.module.threshold}
+    return Softplus(float(given["beta"]), float(given["threshold"])), (call.value(given["input"]),)
+
+
+@rule(nn.GELU, F.gelu)
+def gelu(call: Call) -> Step:
+    """z Phi(z) by the error function."""
+    given = call.bind("input", approximate="none")
+    approximate = call.module.approximate if isinstance(call.module, nn.GELU) else given["approximate"]
+    if approximate != "none":
+        call.refuse(f"the approximation '{approximate}' is not understood by the certificates: use 'none'")
+    return GELU(), (call.value(given["input"]),)

@@ -1,0 +1,173 @@
+"""The expressions of VNN-LIB: nested lists of tokens, linear terms, and formulas in disjunctive form."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from models.errors import UserError
+
+TOKEN = re.compile(r";[^\n]*|[()]|[^\s();]+|\n")
+
+# More alternatives than any published benchmark has.
+ALTERNATIVES = 200_000
+
+
+@dataclass
+class Expression:
+    """A token (`text`), or a list of `parts` that starts at the same place."""
+
+    text: str
+    line: int
+    parts: list[Expression] = field(default_factory=list)
+
+    def fail(self, reason: str) -> NoReturn:
+        """Raises UserError that names line and token."""
+        shown = f"({self.parts[0].text} ..." if self.parts and self.parts[0].text else self.text or "()"
+        raise UserError(f"line {self.line}: '{shown}' {reason}")
+
+    def head(self) -> Expression:
+        """The word that a list starts with."""
+        if self.text or not self.parts or not self.parts[0].text:
+            self.fail("is not a list that starts with a word")
+        return self.parts[0]
+
+    def expect(self, count: int, form: str) -> None:
+        """Refuses a list of another length."""
+        if len(self.parts) != count:
+            self.fail(f"has {len(self.parts) - 1} arguments: write {form}")
+
+
+def expressions(text: str) -> Iterator[Expression]:
+    """The lists at the top level of a text, in order."""
+    line = 1
+    stack: list[Expression] = []
+    for match in TOKEN.finditer(text):
+        token = match.group()
+        if token == "\n":
+            line += 1
+        elif token.startswith(";"):
+            continue
+        elif token == "(":
+            stack.append(Expression("", line))
+        elif token == ")":
+            if not stack:
+                raise UserError(f"line {line}: ')' closes nothing")
+            done = stack.pop()
+            if stack:
+                stack[-1].parts.append(done)
+            else:
+                yield done
+        elif not stack:
+            raise UserError(f"line {line}: '{token}' stands outside of any list")
+        else:
+            stack[-1].parts.append(Expression(token, line))
+    if stack:
+        stack[-1].fail("is not closed at the end of the file")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """sum of factors[name] * name + constant, at a line of the file; as a constraint it is <= 0."""
+
+    factors: dict[str, float]
+    constant: float
+    line: int
+
+    def names_an_input(self) -> bool:
+        """Whether an input stands in it."""
+        return any(name[0] == "X" for name in self.factors)
+
+    def times(self, factor: float) -> Linear:
+        """The same, multiplied by a number."""
+        scaled = {name: factor * value for name, value in self.factors.items() if factor * value != 0}
+        return Linear(scaled, factor * self.constant, self.line)
+
+    def plus(self, other: Linear) -> Linear:
+        """The sum of both, without names whose factor vanishes."""
+        names = self.factors.keys() | other.factors.keys()
+        sums = {name: self.factors.get(name, 0.0) + other.factors.get(name, 0.0) for name in sorted(names)}
+        return Linear(
+            {name: value for name, value in sums.items() if value}, self.constant + other.constant, self.line
+        )
+
+
+def linear_term(term: Expression, declared: dict[str, int]) -> Linear:
+    """A number, a name, or +, -, *, / of linear terms."""
+    if term.text:
+        if term.text in declared:
+            return Linear({term.text: 1.0}, 0.0, term.line)
+        return Linear({}, _number(term), term.line)
+    word = term.head()
+    parts = [linear_term(part, declared) for part in term.parts[1:]]
+    if word.text not in ("+", "-", "*", "/"):
+        word.fail("is not understood in a term: use +, -, * by a number, numbers and declared names")
+    if not parts:
+        term.fail("has no arguments")
+    if word.text == "-" and len(parts) == 1:
+        return parts[0].times(-1.0)
+    result = parts[0]
+    for place, part in enumerate(parts[1:], start=2):
+        if word.text in "+-":
+            result = result.plus(part if word.text == "+" else part.times(-1.0))
+        elif word.text == "*" and not (result.factors and part.factors):
+            result = (
+                result.times(part.constant)
+                if result.factors or not part.factors
+                else part.times(result.constant)
+            )
+        elif word.text == "/" and not part.factors and part.constant:
+            result = result.times(1 / part.constant)
+        else:
+            term.parts[place].fail("makes a term that is not linear")
+    return result
+
+
+def _number(token: Expression) -> float:
+    try:
+        value = float(token.text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or "_" in token.text:
+        token.fail("is neither a number nor a declared name")
+    return value
+
+
+def linear_constraints(formula: Expression, declared: dict[str, int]) -> list[Linear]:
+    """<=, >=, <, > or = of two or more terms, as terms that are <= 0; strict ones as closed ones."""
+    word = formula.head()
+    if len(formula.parts) < 3:
+        formula.fail(f"has {len(formula.parts) - 1} arguments: write ({word.text} TERM TERM)")
+    terms = [linear_term(part, declared) for part in formula.parts[1:]]
+    found = []
+    for first, second in itertools.pairwise(terms):
+        if word.text in ("<=", "<", "="):
+            found.append(first.plus(second.times(-1.0)))
+        if word.text in (">=", ">", "="):
+            found.append(second.plus(first.times(-1.0)))
+    return found
+
+
+def disjuncts(formula: Expression, declared: dict[str, int]) -> list[list[Linear]]:
+    """A formula of and, or and inequalities as alternatives, each a list of constraints that all hold."""
+    word = formula.head()
+    if word.text in ("<=", ">=", "<", ">", "="):
+        return [linear_constraints(formula, declared)]
+    if word.text not in ("and", "or"):
+        word.fail("is not understood in a formula: use and, or, <=, >=, <, >, =")
+    if len(formula.parts) < 2:
+        formula.fail("has no arguments")
+    parts = [disjuncts(part, declared) for part in formula.parts[1:]]
+    if word.text == "or":
+        return [alternative for part in parts for alternative in part]
+    return _product(formula, parts)
+
+
+def _product(formula: Expression, parts: Sequence[list[list[Linear]]]) -> list[list[Linear]]:
+    if math.prod(len(part) for part in parts) > ALTERNATIVES:
+        formula.fail(f"has more than {ALTERNATIVES} alternatives: split the property")
+    return [list(itertools.chain.from_iterable(choice)) for choice in itertools.product(*parts)]

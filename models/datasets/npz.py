@@ -1,0 +1,59 @@
+"""`npz:PATH`: images and labels as NumPy arrays."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.data import DATA_FILES, Dataset
+from models.errors import UserError
+
+NAMES = (("images", "labels"), ("x", "y"), ("x_test", "y_test"), ("data", "labels"))
+
+
+def _npz(path: Path, size: int | None) -> Dataset:
+    """Arrays `images` and `labels` (or x and y): bytes, or floats in [0, 1].
+
+    Images are (n, c, h, w), (n, h, w, c) with 1 or 3 channels, (n, h, w) or (n, d).
+    """
+    if size is not None:
+        raise UserError(f"npz:{path} has its size already: leave out @size={size}")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            pair = next((pair for pair in NAMES if set(pair) <= set(arrays.files)), None)
+            if pair is None:
+                raise UserError(
+                    f"{path} holds {', '.join(arrays.files) or 'nothing'}: name them images and labels"
+                )
+            images, labels = arrays[pair[0]], arrays[pair[1]]
+    except FileNotFoundError:
+        raise UserError(f"no file {path}") from None
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    if len(images) != len(labels) or labels.ndim != 1 or not len(labels):
+        raise UserError(
+            f"{path} has images {images.shape} and labels {labels.shape}: give one label an image"
+        )
+    if labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise UserError(f"{path}: labels must be integers from 0, not {labels.dtype}")
+    if images.dtype != np.uint8:
+        low, high = float(images.min()), float(images.max())
+        if not (images.dtype.kind == "f" and low >= 0 and high <= 1):
+            raise UserError(f"{path}: images span [{low:g}, {high:g}]: save bytes, or floats in [0, 1]")
+        images = images.astype(np.float32)
+    pixels = torch.from_numpy(_channels_first(images))
+    return Dataset(f"npz:{path}", pixels, torch.from_numpy(labels.astype(np.int64)), int(labels.max()) + 1)
+
+
+def _channels_first(images: np.ndarray) -> np.ndarray:
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        images = images.transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(images)
+
+
+DATA_FILES.add("npz", _npz)

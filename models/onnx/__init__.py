@@ -1,0 +1,1 @@
+"""Networks in ONNX files as plain PyTorch graphs that attacks and certificates understand."""

@@ -1,0 +1,180 @@
+"""ONNX operators entry by entry: sums, products, activations."""
+
+from __future__ import annotations
+
+import operator as python
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.onnx.conversion import Conversion, Known, Symbol, operator
+
+PAIRS: dict[str, Callable[..., Any]] = {
+    "Add": python.add,
+    "Sub": python.sub,
+    "Mul": python.mul,
+    "Div": python.truediv,
+    "Max": torch.maximum,
+    "Min": torch.minimum,
+}
+# Those without a rule among the certificates' are refused there, by name; attacks run on them.
+UNARY: dict[str, Callable[..., Tensor]] = {
+    "Relu": F.relu,
+    "Sigmoid": torch.sigmoid,
+    "Tanh": torch.tanh,
+    "Softplus": F.softplus,
+    "Softsign": F.softsign,
+    "Neg": python.neg,
+    "Abs": torch.abs,
+    "Exp": torch.exp,
+    "Log": torch.log,
+    "Sqrt": torch.sqrt,
+    "Erf": torch.erf,
+    "Sin": torch.sin,
+    "Cos": torch.cos,
+    "Floor": torch.floor,
+    "Sign": torch.sign,
+    "Reciprocal": torch.reciprocal,
+    "HardSwish": F.hardswish,
+    "Mish": F.mish,
+}
+# What exporters write where there is no bound: the largest float32.
+UNBOUNDED = 3.4e38
+
+
+def fit(conversion: Conversion, constant: np.ndarray, value: Symbol) -> Tensor | float:
+    """A constant as it broadcasts to one sample of `value`; one that would enlarge it is refused."""
+    if constant.size == 1 and constant.ndim <= len(value.shape):
+        return float(constant.reshape(()))
+    tensor = conversion.tensor(constant)
+    if value.batched and tensor.dim() == len(value.shape) and tensor.shape[0] == 1:
+        tensor = tensor[0]
+    rest = value.example.shape[1:]
+    try:
+        fits = torch.broadcast_shapes(tensor.shape, rest) == rest
+    except RuntimeError:
+        fits = False
+    if not fits:
+        conversion.refuse(f"combines shapes {value.shape} and {constant.shape}, which is not understood")
+    return tensor
+
+
+def combine(conversion: Conversion, name: str, first: Known, second: Known) -> Symbol:
+    """One of PAIRS on two values of equal shape, or on a value and a constant."""
+    function = PAIRS[name]
+    if isinstance(first, Symbol) and isinstance(second, Symbol):
+        if first.example.shape != second.example.shape:
+            conversion.refuse(f"combines values of shapes {first.shape} and {second.shape}: make them equal")
+        if name in ("Max", "Min"):
+            sign = 1 if name == "Max" else -1
+            more = conversion.call(python.sub, *((first, second) if sign > 0 else (second, first)))
+            return conversion.call(PAIRS["Add" if sign > 0 else "Sub"], second, conversion.call(F.relu, more))
+        return conversion.call(function, first, second)
+    value, constant = (first, second) if isinstance(first, Symbol) else (second, first)
+    assert isinstance(value, Symbol)
+    if not isinstance(constant, np.ndarray):
+        conversion.refuse("lacks an input")
+    fitted = fit(conversion, constant, value)
+    if name in ("Max", "Min"):
+        return conversion.call(function, value, torch.as_tensor(fitted, dtype=conversion.dtype))
+    return conversion.call(function, *((value, fitted) if isinstance(first, Symbol) else (fitted, value)))
+
+
+@operator(*PAIRS, "Sum")
+def pairwise(conversion: Conversion) -> Known:
+    """Add, Sub, Mul, Div, and Sum, Max, Min of any number of inputs."""
+    name = "Add" if conversion.current.op_type == "Sum" else conversion.current.op_type
+    result = conversion.input(0)
+    for place in range(1, len(conversion.current.input)):
+        other = conversion.input(place)
+        if isinstance(result, np.ndarray) and isinstance(other, np.ndarray):
+            known = {"Add": np.add, "Max": np.maximum, "Min": np.minimum}
+            result = known[name](result, other)
+        else:
+            result = combine(conversion, name, result, other)
+    return result
+
+
+@operator(*UNARY)
+def unary(conversion: Conversion) -> Known:
+    """A function of each entry without settings."""
+    return conversion.call(UNARY[conversion.current.op_type], conversion.symbol())
+
+
+@operator("LeakyRelu")
+def leaky_relu(conversion: Conversion) -> Known:
+    """max(z, alpha z)."""
+    return conversion.call(F.leaky_relu, conversion.symbol(), float(conversion.attribute("alpha", 0.01)))
+
+
+@operator("PRelu")
+def prelu(conversion: Conversion) -> Known:
+    """max(z, slope z) with one slope."""
+    slope = conversion.fixed(1)
+    if np.unique(slope).size != 1:
+        conversion.refuse("has more than one slope, which is not understood")
+    return conversion.call(F.leaky_relu, conversion.symbol(), float(slope.flat[0]))
+
+
+@operator("Elu", "Selu")
+def exponential(conversion: Conversion) -> Known:
+    """ELU, and SELU with its own constants."""
+    value = conversion.symbol()
+    if conversion.current.op_type == "Elu":
+        return conversion.call(F.elu, value, float(conversion.attribute("alpha", 1.0)))
+    if {"alpha", "gamma"} & {attribute.name for attribute in conversion.current.attribute}:
+        conversion.refuse("has constants of its own, which is not understood")
+    return conversion.call(F.selu, value)
+
+
+@operator("Gelu")
+def gelu(conversion: Conversion) -> Known:
+    """z Phi(z) by the error function."""
+    if conversion.attribute("approximate", "none") != "none":
+        conversion.refuse("is approximated by tanh, which is not understood")
+    return conversion.call(F.gelu, conversion.symbol())
+
+
+@operator("Clip")
+def clip(conversion: Conversion) -> Known:
+    """min(max(z, low), high)."""
+    low, high = conversion.option("min", 1), conversion.option("max", 2)
+    bounds = [
+        None if bound is None or abs(float(bound)) >= UNBOUNDED else float(bound) for bound in (low, high)
+    ]
+    value = conversion.symbol()
+    return value if bounds == [None, None] else conversion.call(torch.clamp, value, *bounds)
+
+
+@operator("HardSigmoid")
+def hard_sigmoid(conversion: Conversion) -> Known:
+    """min(max(alpha z + beta, 0), 1)."""
+    scaled = conversion.call(python.mul, conversion.symbol(), float(conversion.attribute("alpha", 0.2)))
+    shifted = conversion.call(python.add, scaled, float(conversion.attribute("beta", 0.5)))
+    return conversion.call(torch.clamp, shifted, 0.0, 1.0)
+
+
+@operator("Pow")
+def power(conversion: Conversion) -> Known:
+    """A constant power."""
+    exponent = conversion.fixed(1)
+    if exponent.size != 1:
+        conversion.refuse("has more than one exponent, which is not understood")
+    return conversion.call(torch.pow, conversion.symbol(), float(exponent.flat[0]))
+
+
+@operator("Softmax", "LogSoftmax")
+def softmax(conversion: Conversion) -> Known:
+    """Softmax along one axis; older opsets mean the axes from there on, the same where it is the last."""
+    value = conversion.symbol()
+    axis = conversion.attribute("axis", 1 if conversion.opsets.get("", 1) < 13 else -1)
+    dim = conversion.dimension(value, axis)
+    if conversion.opsets.get("", 1) < 13 and dim != value.example.dim() - 1:
+        conversion.refuse("flattens several axes, which is not understood")
+    return conversion.call(
+        F.softmax if conversion.current.op_type == "Softmax" else F.log_softmax, value, dim
+    )

@@ -1,0 +1,206 @@
+"""ONNX operators with weights or windows: products with matrices, convolutions, pooling, normalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.onnx.arithmetic import combine
+from models.onnx.conversion import Conversion, Known, Symbol, operator
+
+Pair = tuple[int, int]
+
+
+def _linear(conversion: Conversion, weight: Tensor, bias: Tensor | None, value: Symbol) -> Symbol:
+    """weight @ v + bias over the last dimension; weight (out, in)."""
+    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer = layer.to(conversion.dtype)
+    layer.weight.data = weight.contiguous()
+    if bias is not None:
+        layer.bias.data = bias.contiguous()
+    return conversion.layer(layer, value)
+
+
+def _times(conversion: Conversion, value: Symbol, matrix: np.ndarray, bias: Tensor | None = None) -> Symbol:
+    """value @ matrix."""
+    if value.batched and len(value.shape) < 2:
+        conversion.refuse("multiplies the axis of the samples, which is not understood")
+    weights = conversion.tensor(matrix)
+    while weights.dim() > 2 and weights.shape[0] == 1 and weights.dim() <= len(value.shape):
+        weights = weights[0]
+    if weights.dim() > 2:
+        conversion.refuse(f"multiplies by a constant of shape {matrix.shape}, which is not understood")
+    if weights.dim() == 1:
+        column = _linear(conversion, weights[None], bias, value)
+        return conversion.reshaped(column, column.shape[:-1])
+    return _linear(conversion, weights.T, bias, value)
+
+
+def _of(conversion: Conversion, matrix: np.ndarray, value: Symbol) -> Symbol:
+    """matrix @ value."""
+    weights = conversion.tensor(matrix)
+    if weights.dim() != 2:
+        conversion.refuse(f"multiplies by a constant of shape {matrix.shape}, which is not understood")
+    rest = value.example.shape[1:]
+    if len(value.shape) == 1:
+        return _linear(conversion, weights, None, value)
+    if value.batched and len(value.shape) == 2:
+        conversion.refuse("multiplies the axis of the samples, which is not understood")
+    if rest[-1] == 1:
+        row = _linear(conversion, weights, None, conversion.reshaped(value, value.shape[:-1]))
+        return conversion.reshaped(row, (*row.shape, 1))
+    turned = conversion.call(torch.transpose, value, -1, -2)
+    return conversion.call(torch.transpose, _linear(conversion, weights, None, turned), -1, -2)
+
+
+@operator("MatMul")
+def matmul(conversion: Conversion) -> Known:
+    """A product with a constant matrix on either side."""
+    first, second = conversion.input(0), conversion.input(1)
+    if isinstance(first, Symbol) and isinstance(second, np.ndarray):
+        return _times(conversion, first, second)
+    if isinstance(first, np.ndarray) and isinstance(second, Symbol):
+        return _of(conversion, first, second)
+    assert isinstance(first, Symbol)
+    return conversion.call(torch.matmul, first, second)
+
+
+@operator("Gemm")
+def gemm(conversion: Conversion) -> Known:
+    """alpha A B + beta C with A or B constant, either transposed."""
+    first, second, added = (conversion.input(place) for place in range(3))
+    alpha, beta = float(conversion.attribute("alpha", 1.0)), float(conversion.attribute("beta", 1.0))
+    first = _turned(conversion, first) if conversion.attribute("transA", 0) else first
+    second = _turned(conversion, second) if conversion.attribute("transB", 0) else second
+    offset = None if added is None or not isinstance(added, np.ndarray) else beta * added
+    if isinstance(first, Symbol) and isinstance(second, np.ndarray):
+        width = second.shape[1]
+        row = offset is not None and offset.size in (1, width) and offset.shape[-1:] in ((width,), (1,), ())
+        bias = conversion.tensor(np.broadcast_to(np.asarray(offset).reshape(-1), (width,))) if row else None
+        result = _times(conversion, first, (alpha * second).astype(second.dtype), bias)
+        offset = None if row else offset
+    elif isinstance(first, np.ndarray) and isinstance(second, Symbol):
+        result = _of(conversion, (alpha * first).astype(first.dtype), second)
+    else:
+        conversion.refuse("multiplies two values, which is not understood")
+    if isinstance(added, Symbol):
+        return combine(conversion, "Add", result, combine(conversion, "Mul", added, np.array(beta)))
+    return result if offset is None else combine(conversion, "Add", result, offset)
+
+
+def _turned(conversion: Conversion, value: Known) -> Known:
+    if isinstance(value, np.ndarray):
+        return value.T
+    if not isinstance(value, Symbol) or value.batched or len(value.shape) != 2:
+        conversion.refuse("transposes the axis of the samples, which is not understood")
+    return conversion.call(torch.transpose, value, -1, -2)
+
+
+def _window(conversion: Conversion, kernel: list[int], sizes: list[int]) -> tuple[list[int], ...]:
+    """stride, dilation, and padding before and after, each per axis."""
+    axes = len(kernel)
+    stride = list(conversion.attribute("strides", [1] * axes))
+    dilation = list(conversion.attribute("dilations", [1] * axes))
+    pads = list(conversion.attribute("pads", [0] * 2 * axes))
+    before, after = pads[:axes], pads[axes:]
+    how = conversion.attribute("auto_pad", "NOTSET")
+    if how in ("SAME_UPPER", "SAME_LOWER"):
+        for axis, size in enumerate(sizes):
+            reach = dilation[axis] * (kernel[axis] - 1) + 1
+            total = max(0, (-(-size // stride[axis]) - 1) * stride[axis] + reach - size)
+            small, large = total // 2, total - total // 2
+            before[axis], after[axis] = (small, large) if how == "SAME_UPPER" else (large, small)
+    elif how == "VALID":
+        before, after = [0] * axes, [0] * axes
+    return stride, dilation, before, after
+
+
+def _padded(conversion: Conversion, value: Symbol, before: list[int], after: list[int]) -> Symbol:
+    """Zeros around the last axes."""
+    widths = [width for pair in reversed(list(zip(before, after, strict=True))) for width in pair]
+    return conversion.call(F.pad, value, widths)
+
+
+@operator("Conv", "ConvTranspose")
+def convolution(conversion: Conversion) -> Known:
+    """Convolutions and transposed ones over one or two axes."""
+    weight = conversion.tensor(conversion.fixed(1))
+    bias = None if conversion.input(2) is None else conversion.tensor(conversion.fixed(2))
+    axes = weight.dim() - 2
+    forwards = conversion.current.op_type == "Conv"
+    if axes not in (1, 2) or (axes == 1 and not forwards):
+        conversion.refuse(f"over {axes} axes is not understood")
+    value = conversion.with_samples(conversion.symbol(), axes + 2)
+    kernel, sizes = list(weight.shape[2:]), list(value.shape[2:])
+    stride, dilation, before, after = _window(conversion, kernel, sizes)
+    groups = int(conversion.attribute("group", 1))
+    settings: dict[str, Any] = {"stride": stride, "dilation": dilation, "groups": groups, "padding": before}
+    if not forwards:
+        if before != after or conversion.attribute("output_shape") is not None:
+            conversion.refuse("with uneven padding or an output shape is not understood")
+        settings["output_padding"] = list(conversion.attribute("output_padding", [0] * axes))
+    elif before != after:
+        value = _padded(conversion, value, before, after)
+        settings["padding"] = [0] * axes
+    kind: Any = {1: nn.Conv1d, 2: nn.Conv2d}[axes] if forwards else nn.ConvTranspose2d
+    inputs, outputs = weight.shape[1] * groups, weight.shape[0]
+    if not forwards:
+        inputs, outputs = outputs, inputs
+    layer = nn.utils.skip_init(kind, inputs, outputs, kernel, bias=bias is not None, **settings)
+    layer = layer.to(conversion.dtype)
+    layer.weight.data = weight
+    if bias is not None:
+        layer.bias.data = bias
+    return conversion.layer(layer, value)
+
+
+@operator("BatchNormalization")
+def batch_normalization(conversion: Conversion) -> Known:
+    """Normalisation by the running statistics in the file."""
+    if conversion.attribute("training_mode", 0):
+        conversion.refuse("in training mode mixes samples: export the network in eval mode")
+    value = conversion.symbol()
+    value = conversion.with_samples(value, len(value.shape))
+    scale, shift, mean, variance = (conversion.tensor(conversion.fixed(place)) for place in range(1, 5))
+    kind = nn.BatchNorm2d if len(value.shape) == 4 else nn.BatchNorm1d
+    layer = kind(len(scale), eps=float(conversion.attribute("epsilon", 1e-5))).to(conversion.dtype)
+    layer.load_state_dict(
+        {"weight": scale, "bias": shift, "running_mean": mean, "running_var": variance}, strict=False
+    )
+    return conversion.layer(layer, value)
+
+
+@operator("MaxPool", "AveragePool")
+def pooling(conversion: Conversion) -> Known:
+    """Pooling over two axes; uneven padding is added before where it cannot win or counts."""
+    value = conversion.with_samples(conversion.symbol(), 4)
+    kernel, sizes = list(conversion.attribute("kernel_shape")), list(value.shape[2:])
+    stride, dilation, before, after = _window(conversion, kernel, sizes)
+    largest = conversion.current.op_type == "MaxPool"
+    for axis, size in enumerate(sizes):
+        rest = size + before[axis] + after[axis] - dilation[axis] * (kernel[axis] - 1) - 1
+        if conversion.attribute("ceil_mode", 0) and rest % stride[axis]:
+            conversion.refuse("with ceil_mode is not understood where a window would reach over the end")
+    if largest and before != after:
+        conversion.refuse("with uneven padding is not understood")
+    if largest:
+        return conversion.call(F.max_pool2d, value, kernel, stride, before, dilation)
+    counted = bool(conversion.attribute("count_include_pad", 0)) or not any(before + after)
+    if dilation != [1, 1] or (before != after and not counted):
+        conversion.refuse("with dilation or uneven padding is not understood")
+    if before != after:
+        value, before = _padded(conversion, value, before, after), [0, 0]
+    return conversion.call(F.avg_pool2d, value, kernel, stride, before, False, counted)
+
+
+@operator("GlobalAveragePool", "GlobalMaxPool")
+def global_pooling(conversion: Conversion) -> Known:
+    """One entry per channel."""
+    value = conversion.with_samples(conversion.symbol(), 4)
+    if conversion.current.op_type == "GlobalMaxPool":
+        return conversion.call(F.max_pool2d, value, list(value.shape[2:]))
+    return conversion.call(torch.mean, value, (2, 3), True)

@@ -1,0 +1,113 @@
+"""Reads an ONNX file, plain or gzipped, as a network from (n, ...) to (n, outputs)."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from google.protobuf.message import DecodeError
+from onnx import ModelProto, TensorProto, ValueInfoProto, numpy_helper
+from torch import fx, nn
+
+import models.onnx.arithmetic
+import models.onnx.layers
+import models.onnx.shapes  # noqa: F401
+from models.errors import NotApplicable, UserError
+from models.onnx.conversion import Conversion, Symbol
+from models.onnx.patterns import with_gelu
+
+DTYPES: dict[int, torch.dtype] = {
+    TensorProto.FLOAT: torch.float32,
+    TensorProto.DOUBLE: torch.float64,
+    TensorProto.FLOAT16: torch.float32,
+    TensorProto.BFLOAT16: torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class OnnxNetwork:
+    """A network from a file: inputs (n, *shape), outputs (n, outputs), in eval mode.
+
+    `declared` is the shape that the file gives one input, whose entries VNN-LIB counts in order;
+    it equals `shape`, or (1, *shape) where the file keeps an axis of samples.
+    """
+
+    network: nn.Module
+    shape: tuple[int, ...]
+    declared: tuple[int, ...]
+    outputs: int
+
+
+def load_model(path: Path) -> ModelProto:
+    """The file's content; raises UserError where it is absent or no ONNX."""
+    try:
+        if path.suffix == ".gz":
+            return onnx.load_model_from_string(gzip.decompress(path.read_bytes()))
+        return onnx.load(str(path))
+    except FileNotFoundError:
+        raise UserError(f"no file {path}") from None
+    except (DecodeError, gzip.BadGzipFile, zlib.error, EOFError, OSError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} cannot be read as ONNX: {reason}") from None
+
+
+def read(path: Path) -> OnnxNetwork:
+    """The network in `path`; raises UserError, naming the operator, for what is not understood."""
+    model = load_model(path)
+    try:
+        return convert(model)
+    except NotApplicable as refusal:
+        raise NotApplicable(f"{path}: {refusal}") from None
+    except UserError as mistake:
+        raise UserError(f"{path}: {mistake}") from None
+
+
+def convert(model: ModelProto) -> OnnxNetwork:
+    """The network of an ONNX model in memory."""
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    source = _only("input", [value for value in model.graph.input if value.name not in constants])
+    target = _only("output", list(model.graph.output))
+    kind = source.type.tensor_type.elem_type
+    if kind not in DTYPES:
+        raise NotApplicable(f"input '{source.name}' is of ONNX type {kind}, not a floating type")
+    declared = _shape(source)
+    batched = len(declared) > 1 and declared[0] == 1
+    shape = declared[1:] if batched else declared
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    conversion = Conversion(DTYPES[kind], opsets)
+    conversion.values.update(constants)
+    conversion.placeholder(source.name, shape, batched)
+    for node in with_gelu(model).graph.node:
+        conversion.convert(node)
+    result = conversion.values.get(target.name)
+    if not isinstance(result, Symbol):
+        raise NotApplicable(f"output '{target.name}' does not depend on the input")
+    logits = result
+    if result.example.dim() != 2:
+        logits = conversion.call(torch.reshape, result, (-1, result.example.numel()))
+    conversion.graph.output(logits.node)
+    network = fx.GraphModule(conversion.root, conversion.graph, "OnnxNetwork").eval()
+    return OnnxNetwork(network, shape, declared, logits.example.shape[1])
+
+
+def _only(kind: str, values: list[ValueInfoProto]) -> ValueInfoProto:
+    if len(values) != 1:
+        names = ", ".join(value.name for value in values) or "none"
+        raise NotApplicable(f"the network has {len(values)} {kind}s ({names}): only one is understood")
+    return values[0]
+
+
+def _shape(source: ValueInfoProto) -> tuple[int, ...]:
+    """The declared shape, with a batch of one where the file leaves its size open."""
+    sizes = [size.dim_value for size in source.type.tensor_type.shape.dim]
+    if not sizes:
+        raise NotApplicable(f"input '{source.name}' has no shape")
+    if len(sizes) > 1 and sizes[0] == 0:
+        sizes[0] = 1
+    if 0 in sizes:
+        raise NotApplicable(f"axis {sizes.index(0)} of input '{source.name}' has no fixed size")
+    return tuple(sizes)

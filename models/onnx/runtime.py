@@ -1,0 +1,78 @@
+"""The ONNX file run by onnxruntime in its own precision: the judge of our reading of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from models.errors import UserError
+from models.onnx.reader import OnnxNetwork, load_model
+
+AGREEMENT = 1e-4
+POINTS = 8
+
+
+class Runtime:
+    """An onnxruntime session on one thread; raises UserError where it refuses the file."""
+
+    def __init__(self, path: Path, read: OnnxNetwork) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        self.path, self.declared = path, read.declared
+        content = load_model(path).SerializeToString() if path.suffix == ".gz" else str(path)
+        try:
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            # onnxruntime has no public base class for what it raises.
+            raise UserError(f"onnxruntime refuses {path}: {str(error).splitlines()[0]}") from None
+        kinds = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
+        self.dtype = kinds.get(self.session.get_inputs()[0].type, np.float32)
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """The file's outputs (n, outputs) in float64 for inputs (n, ...), one sample at a time."""
+        name = self.session.get_inputs()[0].name
+        rows = []
+        for sample in x.numpy().astype(self.dtype):
+            (found,) = self.session.run(None, {name: sample.reshape(self.declared)})
+            rows.append(torch.from_numpy(np.asarray(found, dtype=np.float64).reshape(-1)))
+        return torch.stack(rows)
+
+
+def check_agreement(
+    read: OnnxNetwork, runtime: Runtime, lower: Tensor, upper: Tensor, seed: int = 0
+) -> float:
+    """The largest difference on random points between lower and upper (both of the input's shape).
+
+    Relative to the outputs' size; raises UserError where it is above AGREEMENT.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    share = torch.rand(POINTS, *read.shape, generator=generator, dtype=torch.float64)
+    share[POINTS // 2 :] = share[POINTS // 2 :].round()
+    x = lower.double() + share * (upper - lower).double()
+    theirs = runtime.outputs(x)
+    with torch.no_grad():
+        ours = read.network(x.to(_dtype(read))).double()
+    if theirs.shape != ours.shape:
+        raise UserError(
+            f"{runtime.path}: read with {ours.shape[1]} outputs, onnxruntime gives {theirs.shape[1]}"
+        )
+    if not bool(torch.isfinite(theirs).all()):
+        raise UserError(
+            f"{runtime.path} returns NaN or infinity on inputs of the property: check its weights"
+        )
+    error = float(((ours - theirs).abs().amax(1) / theirs.abs().amax(1).clamp(min=1.0)).max())
+    if not error <= AGREEMENT:
+        raise UserError(
+            f"{runtime.path} is misread: {error:.2g} away from onnxruntime on random points (report this)"
+        )
+    return error
+
+
+def _dtype(read: OnnxNetwork) -> torch.dtype:
+    tensors = [*read.network.parameters(), *read.network.buffers()]
+    return tensors[0].dtype if tensors else torch.float32

@@ -1,0 +1,1 @@
+"""Where a user's own network comes from: one file a source, each registered under its prefix."""

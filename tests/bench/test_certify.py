@@ -1,0 +1,273 @@
+"""`certify`: VNN-COMP's convention, on networks whose answers are known."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import bench.cli
+import bench.verification
+from tests.bench.commands import command
+from tests.models.onnx_files import File, acas, columns
+
+
+def absolute(path: Path) -> Path:
+    """A network with Y_0 = |X_0| + |X_1| and Y_1 = 1, by four ReLUs."""
+    file = File(1, 2)
+    file.add("Gemm", "x", file.constant([[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]]))
+    file.add("Relu")
+    file.add("Gemm", file.last, file.constant([[1.0, 0.0]] * 4), file.constant([0.0, 1.0]))
+    return file.write(path)
+
+
+def reach(low: float, high: float, condition: str, inputs: int = 2, outputs: int = 2) -> str:
+    """A property over the box [low, high]^inputs."""
+    lines = [f"(declare-const X_{i} Real)" for i in range(inputs)]
+    lines += [f"(declare-const Y_{j} Real)" for j in range(outputs)]
+    lines += [f"(assert (>= X_{i} {low}))\n(assert (<= X_{i} {high}))" for i in range(inputs)]
+    return "\n".join([*lines, f"(assert {condition})", ""])
+
+
+def inside(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    code = bench.cli.main(["certify", *map(str, arguments)])
+    streams = capsys.readouterr()
+    return code, streams.out, streams.err
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A network and two properties: the largest |X_0| + |X_1| over [-0.4, 0.4]^2 is 0.8."""
+    absolute(tmp_path / "net.onnx")
+    (tmp_path / "holds.vnnlib").write_text(reach(-0.4, 0.4, "(>= Y_0 0.81)"), encoding="utf-8")
+    (tmp_path / "fails.vnnlib").write_text(
+        reach(-0.4, 0.4, "(or (and (>= Y_0 0.79) (<= Y_0 Y_1)))"), encoding="utf-8"
+    )
+    return tmp_path
+
+
+def witness_of(text: str) -> dict[str, float]:
+    assert re.fullmatch(r"\((\([XY]_\d+ [-+.e\d]+\)\n)*\([XY]_\d+ [-+.e\d]+\)\)\n", text)
+    return {name: float(number) for name, number in re.findall(r"\(([XY]_\d+) ([^()]+)\)", text)}
+
+
+def test_the_first_line_is_the_verdict(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--onnx", folder / "net.onnx", "--timeout", 30, "--vnnlib")
+    assert inside(capsys, *arguments, folder / "holds.vnnlib") == (0, "unsat\n", "")
+    code, shown, errors = inside(capsys, *arguments, folder / "fails.vnnlib")
+    assert (code, errors) == (0, "")
+    verdict, _, witness = shown.partition("\n")
+    assert verdict == "sat"
+    found = witness_of(witness)
+    x = np.array([found["X_0"], found["X_1"]])
+    assert (np.abs(x) <= 0.4).all()
+    session = onnxruntime.InferenceSession(folder / "net.onnx")
+    (theirs,) = session.run(None, {"x": x[None].astype(np.float32)})
+    assert theirs[0].tolist() == [found["Y_0"], found["Y_1"]]
+    assert found["Y_0"] >= 0.79
+
+
+def test_a_witness_goes_to_its_file_alone_and_gzip_changes_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("net.onnx", "fails.vnnlib"):
+        (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes()))
+    shown = []
+    for suffix in ("", ".gz"):
+        files = ("--onnx", folder / f"net.onnx{suffix}", "--vnnlib", folder / f"fails.vnnlib{suffix}")
+        assert inside(capsys, *files, "--witness", folder / "w") == (0, "sat\n", "")
+        shown.append((folder / "w").read_text(encoding="utf-8"))
+    assert shown[0] == shown[1]
+    for name in ("net.onnx", "fails.vnnlib"):
+        (folder / name).unlink()
+    files = ("--onnx", folder / "net.onnx", "--vnnlib", folder / "fails.vnnlib")
+    assert inside(capsys, *files, "--witness", folder / "w") == (0, "sat\n", "")
+    assert set(witness_of(shown[0])) == {"X_0", "X_1", "Y_0", "Y_1"}
+
+
+def test_every_alternative_counts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two input boxes: the property is broken where one of them is."""
+    far, near = "(>= X_0 0.3) (<= X_0 0.4) (>= Y_0 0.75)", "(>= X_0 0) (<= X_0 0.1) (>= Y_0 0.75)"
+    text = reach(-0.4, 0.4, f"(or (and {near}) (and {far}))")
+    (folder / "either.vnnlib").write_text(text, encoding="utf-8")
+    arguments = ("--onnx", folder / "net.onnx", "--vnnlib", folder / "either.vnnlib")
+    code, shown, _ = inside(capsys, *arguments)
+    assert (code, shown.splitlines()[0]) == (0, "sat")
+    assert 0.3 <= witness_of(shown.partition("\n")[2])["X_0"] <= 0.4
+    (folder / "either.vnnlib").write_text(text.replace("(>= Y_0 0.75)", "(>= Y_0 0.85)"), encoding="utf-8")
+    assert inside(capsys, *arguments)[:2] == (0, "unsat\n")
+
+
+@pytest.mark.parametrize("style", [acas, columns])
+def test_random_networks_are_never_proved_where_sampling_breaks_them(
+    style, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Thresholds on both sides of the largest output that 20,000 random points reach."""
+    path = style().write(tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(path)
+    (described,) = session.get_inputs()
+    draw = np.random.default_rng(0).uniform(-1, 1, (20_000, int(np.prod(described.shape)))).astype(np.float32)
+    seen = [session.run(None, {"x": row.reshape(described.shape)})[0].ravel() for row in draw]
+    largest = float(np.max([row[0] for row in seen]))
+    for threshold, verdict in ((largest - 0.05, "sat"), (largest + 20, "unsat")):
+        text = reach(-1, 1, f"(>= Y_0 {threshold})", draw.shape[1], len(seen[0]))
+        (tmp_path / "p.vnnlib").write_text(text, encoding="utf-8")
+        code, shown, _ = inside(capsys, "--onnx", path, "--vnnlib", tmp_path / "p.vnnlib", "--timeout", 60)
+        assert (code, shown.split("\n")[0]) == (0, verdict)
+
+
+def test_a_witness_that_onnxruntime_denies_is_no_counterexample(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = bench.verification.settle
+
+    def lying(network, prop, *, seconds, seed=0):
+        verdict = honest(network, prop, seconds=seconds, seed=seed)
+        return type(verdict)("broken", (prop.lower + prop.upper) / 2, -1.0, 0.0, "planted")
+
+    monkeypatch.setattr(bench.verification, "settle", lying)
+    monkeypatch.setattr(bench.verification, "STEPS", 1)
+    code, shown, errors = inside(capsys, "--onnx", folder / "net.onnx", "--vnnlib", folder / "fails.vnnlib")
+    assert (code, shown) == (0, "unknown\n")
+    assert "none in the file's own" in errors
+
+
+def test_a_curved_network_is_settled_or_unknown_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Y = sigmoid(4 X_0) - sigmoid(4 X_0) = 0: bounds that forget the two are one leave it open."""
+    file = File(1, 1)
+    file.add("Gemm", "x", file.constant([[4.0, 4.0]]))
+    file.add("Sigmoid")
+    file.add("Gemm", file.last, file.constant([[1.0], [-1.0]]))
+    path = file.write(tmp_path / "net.onnx")
+    for threshold, verdict in ((1.5, "unsat"), (1e-3, "unknown"), (-1e-3, "sat")):
+        (tmp_path / "p.vnnlib").write_text(reach(-1, 1, f"(>= Y_0 {threshold})", 1, 1), encoding="utf-8")
+        code, shown, errors = inside(
+            capsys, "--onnx", path, "--vnnlib", tmp_path / "p.vnnlib", "--timeout", 20
+        )
+        assert (code, shown.split("\n")[0]) == (0, verdict)
+        assert ("Sigmoid" in errors) == (verdict == "unknown")
+
+
+def test_out_of_time_and_given_up_are_told_apart(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = bench.verification.settle
+    kind = type(honest(*_small(folder), seconds=5.0))
+    waits = {"long": lambda seconds: seconds, "short": lambda seconds: 0.0}
+    for wait, verdict in (("long", "timeout"), ("short", "unknown")):
+
+        def idle(network, prop, *, seconds, seed=0, wait=wait):
+            bench.verification.time.sleep(waits[wait](seconds))
+            return kind("open", None, -1.0, seconds, "planted")
+
+        monkeypatch.setattr(bench.verification, "settle", idle)
+        arguments = ("--onnx", folder / "net.onnx", "--vnnlib", folder / "holds.vnnlib", "--timeout", 1)
+        assert inside(capsys, *arguments)[:2] == (0, f"{verdict}\n")
+
+
+def _small(folder: Path):
+    instance = bench.verification.load(folder / "net.onnx", folder / "holds.vnnlib")
+    return instance.exact, instance.properties[0]
+
+
+def test_a_batch_keeps_its_rows_and_continues(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = "net.onnx,holds.vnnlib,30\nnet.onnx,absent.vnnlib,30\nnet.onnx,fails.vnnlib,30\n"
+    (folder / "instances.csv").write_text(listed, encoding="utf-8")
+    results = folder / "out" / "results.csv"
+    arguments = ("--batch", folder / "instances.csv", "--results", results, "--witness", folder / "w")
+    code, shown, errors = inside(capsys, *arguments)
+    assert code == 1
+    assert errors.startswith(f"error: {folder / 'instances.csv'}, instance 2: no file ")
+    assert errors.count("\n") == 1
+    rows = list(csv.reader(results.read_text(encoding="utf-8").splitlines()))
+    assert [[*row[:3], row[4]] for row in rows] == [
+        [folder.name, "net.onnx", "holds.vnnlib", "unsat"],
+        [folder.name, "net.onnx", "absent.vnnlib", "error"],
+        [folder.name, "net.onnx", "fails.vnnlib", "sat"],
+    ]
+    assert all(float(row[3]) >= 0 and float(row[5]) >= 0 for row in rows)
+    assert [path.name for path in (folder / "w").iterdir()] == ["net_fails.counterexample"]
+    assert "1 error, 1 sat, 1 unsat" in shown
+    # A row that was cut off and the failed one are run again, the finished one is not touched.
+    cut = results.read_text(encoding="utf-8").rsplit(",", 1)[0]
+    results.write_text(cut.replace("unsat", "timeout"), encoding="utf-8")
+    (folder / "absent.vnnlib").write_text(reach(-0.4, 0.4, "(>= Y_0 0.9)"), encoding="utf-8")
+    code, shown, errors = inside(capsys, *arguments)
+    assert (code, errors) == (0, "")
+    assert [line.split("]")[0] for line in shown.splitlines() if line.startswith("[")] == ["[2/3", "[3/3"]
+    again = list(csv.reader(results.read_text(encoding="utf-8").splitlines()))
+    assert [row[4] for row in again] == ["timeout", "unsat", "sat"]
+    assert again[0] == [*rows[0][:4], "timeout", rows[0][5]]
+
+
+def test_a_stopped_batch_has_the_rows_it_finished(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "instances.csv").write_text(
+        "net.onnx,fails.vnnlib,9\nnet.onnx,holds.vnnlib,9\n", encoding="utf-8"
+    )
+    honest, calls = bench.verification.settle, []
+
+    def stopped(network, prop, *, seconds, seed=0):
+        calls.append(prop)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return honest(network, prop, seconds=seconds, seed=seed)
+
+    monkeypatch.setattr(bench.verification, "settle", stopped)
+    arguments = ("--batch", folder / "instances.csv", "--results", folder / "results.csv")
+    assert inside(capsys, *arguments)[0] == 130
+    assert (folder / "results.csv").read_text(encoding="utf-8").count("\n") == 1
+    assert inside(capsys, *arguments)[0] == 0
+    assert [row.split(",")[4] for row in (folder / "results.csv").read_text().splitlines()] == [
+        "sat",
+        "unsat",
+    ]
+
+
+def test_mistakes_are_one_line_and_exit_code_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net, holds = ("--onnx", folder / "net.onnx"), ("--vnnlib", folder / "holds.vnnlib")
+    (folder / "wide.vnnlib").write_text(reach(0, 1, "(>= Y_0 1)", inputs=3), encoding="utf-8")
+    (folder / "many.vnnlib").write_text(reach(0, 1, "(>= Y_0 1)", outputs=5), encoding="utf-8")
+    (folder / "bad.vnnlib").write_text(reach(0, 1, "(>= Y_0 one)"), encoding="utf-8")
+    (folder / "instances.csv").write_text("net.onnx,holds.vnnlib\n", encoding="utf-8")
+    (folder / "empty.csv").write_text("\n", encoding="utf-8")
+    top = File(1, 2)
+    top.add("TopK", "x", top.constant([1]), outputs=2)
+    top.write(folder / "top.onnx")
+    soft = File(1, 2)
+    soft.add("Softmax", axis=1)
+    soft.write(folder / "soft.onnx")
+    cases = {
+        "--timeout must be above 0 seconds, not 0": (*net, *holds, "--timeout", 0),
+        "--timeout must be above 0 seconds, not -3": (*net, *holds, "--timeout", -3),
+        "give --onnx NET and --vnnlib PROPERTY, or --batch": net,
+        "leave out --onnx and --vnnlib": (*net, "--batch", folder / "instances.csv"),
+        "--results belongs to --batch": (*net, *holds, "--results", folder / "r.csv"),
+        "line 1: write onnx,vnnlib,timeout": ("--batch", folder / "instances.csv"),
+        "has no instances": ("--batch", folder / "empty.csv"),
+        "cannot be read: No such file": ("--batch", folder / "absent.csv"),
+        "declares 3 inputs, but the network": (*net, "--vnnlib", folder / "wide.vnnlib"),
+        "declares 5 outputs, but the network": (*net, "--vnnlib", folder / "many.vnnlib"),
+        "line 9: 'one' is neither": (*net, "--vnnlib", folder / "bad.vnnlib"),
+        "ONNX operator TopK": ("--onnx", folder / "top.onnx", *holds),
+        "softmax": ("--onnx", folder / "soft.onnx", *holds),
+    }
+    for message, arguments in cases.items():
+        code, shown, errors = inside(capsys, *arguments)
+        assert (code, shown) == (2, ""), message
+        assert errors.startswith("error: ")
+        assert errors.count("\n") == 1
+        assert message in errors
+
+
+def test_seen_from_outside(folder: Path) -> None:
+    shown = command("certify", "--onnx", folder / "net.onnx", "--vnnlib", folder / "holds.vnnlib")
+    assert (shown.returncode, shown.stdout) == (0, "unsat\n")

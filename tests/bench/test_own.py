@@ -1,0 +1,142 @@
+"""The user's own model and images, from the command line: one line in, the bracket out."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import bench.cli
+from bench.plan import Filters, make_plan, with_own
+from bench.spec import read_matrix
+from bench.weights import own_hash, with_hash
+from tests.bench.builders import catalog
+from tests.bench.commands import command, times
+
+CODE = """
+import torch
+from torch import nn
+
+def make(scale=1.0):
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    torch.nn.init.normal_(layers[1].weight, generator=torch.Generator().manual_seed(0))
+    layers[1].bias.data.zero_()
+    layers[1].weight.data *= scale
+    return layers
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A linear network, and 40 images with the network's own labels, well inside the box."""
+    (tmp_path / "net.py").write_text(CODE, encoding="utf-8")
+    generator = torch.Generator().manual_seed(1)
+    images = 0.3 + 0.4 * torch.rand(40, 1, 4, 4, generator=generator)
+    weight = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    labels = (images.flatten(1) @ weight.T).argmax(1)
+    np.savez(tmp_path / "images.npz", images=images.numpy(), labels=labels.numpy())
+    return tmp_path
+
+
+def exact(folder: Path, eps: float) -> float:
+    """The robust accuracy of the linear network at linf eps."""
+    arrays = np.load(folder / "images.npz")
+    weight = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)).numpy()
+    logits = arrays["images"].reshape(40, 16) @ weight.T
+    right = logits[np.arange(40), arrays["labels"]][:, None] - logits
+    reach = eps * np.abs(weight[arrays["labels"]][:, None] - weight[None]).sum(2)
+    return float(np.all((right > reach) | (right == 0), axis=1).mean())
+
+
+def inside(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    code = bench.cli.main(list(map(str, arguments)))
+    streams = capsys.readouterr()
+    return code, streams.out, streams.err
+
+
+def test_evaluate_prints_the_bracket_of_a_linear_network(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = (f"file:{folder}/net.py:make", "--data", f"npz:{folder}/images.npz")
+    truth = exact(folder, 0.05)
+    assert 0.1 < truth < 0.9
+    code, shown, errors = inside(capsys, "evaluate", *own, "--eps", "0.05", "--limit", "40")
+    assert (code, errors) == (0, "")
+    assert shown.splitlines()[0] == "clean: 100.0 % of 40 images"
+    percent = re.findall(r"([\d.]+) %", shown.splitlines()[2])
+    assert [float(part) for part in percent] == pytest.approx([100, 100 * truth, 100 * truth, 0], abs=0.06)
+
+
+def test_evaluate_takes_zoo_names_and_refuses_other_shapes(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    options = ("--limit", "5", "--attack", "fgsm", "--certify", "ibp", "--eps", "0.01")
+    code, shown, _ = inside(capsys, "evaluate", "fc500-150-10", *options)
+    assert (code, shown.splitlines()[0]) == (0, "clean: 100.0 % of 5 images")
+    code, shown, errors = inside(capsys, "evaluate", "lenet", "--data", f"npz:{folder}/images.npz", *options)
+    assert (code, shown) == (2, "")
+    assert "judges inputs of shape (1, 28, 28)" in errors
+    assert errors.count("\n") == 1
+
+
+MISTAKES = {
+    "model": (("lenett",), "unknown model 'lenett'"),
+    "source": (("fil:net.py:make",), "unknown model source 'fil'"),
+    "data": (("lenet", "--data", "minst"), "unknown data set 'minst'"),
+    "eps": (("lenet", "--eps", "many"), "eps"),
+    "norm": (("lenet", "--norm", "l7", "--limit", "3"), "l7"),
+    "limit": (("lenet", "--limit", "0"), "--limit must be at least 1, not 0"),
+    "attack": (("lenet", "--attack", "pgdd", "--limit", "3"), "unknown attack 'pgdd'"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, message = MISTAKES[case]
+    code, _, errors = inside(capsys, "evaluate", *arguments)
+    assert code == 2
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    assert message in errors
+
+
+def test_a_plan_knows_own_names_and_their_content(folder: Path) -> None:
+    model, data = f"file:{folder}/net+.py:make", f"npz:{folder}/images.npz"
+    shutil.copy(folder / "net.py", folder / "net+.py")
+    spec = read_matrix("quick").model_copy(
+        update={
+            "data": with_hash(data), "attacks": ("step",), "certificates": ("boxes",), "sources": (),
+            "defenses": ("none",), "parameters": {},
+        }
+    )  # fmt: skip
+    known = with_own(catalog(), (model,), spec.data)
+    plan = make_plan(spec, known, own_hash, Filters(models=(model,)))
+    assert {cell.defended for cell in plan.cells} == {model}
+    assert {cell.weights for cell in plan.cells} == {own_hash(model)}
+    assert {cell.data for cell in plan.cells} == {spec.data}
+    assert re.fullmatch(r"npz:.*images\.npz@[0-9a-f]{16}", spec.data)
+
+
+def test_run_keeps_records_until_weights_or_images_change(folder: Path) -> None:
+    def again() -> tuple[int, int]:
+        arguments = ("--model", f"file:{folder}/net.py:make", "--data", f"npz:{folder}/images.npz")
+        options = ("--attack", "fgsm", "--certify", "ibp", "--limit", "10", "--workers", "1")
+        shown = command("run", *arguments, *options, "--out", folder / "out")
+        assert shown.returncode == 0, shown.stderr
+        ran = sum(line.startswith("[") for line in shown.stdout.splitlines())
+        return ran, len(times(folder / "out"))
+
+    first, records = again()
+    assert first == records > 0
+    assert again() == (0, records)
+    code = (folder / "net.py").read_text(encoding="utf-8").replace("scale=1.0", "scale=2.0")
+    (folder / "net.py").write_text(code, encoding="utf-8")
+    assert again() == (first, 2 * records)
+    arrays = dict(np.load(folder / "images.npz"))
+    arrays["images"] = arrays["images"] * 0.99
+    np.savez(folder / "images.npz", **arrays)
+    assert again() == (first, 3 * records)

@@ -1,0 +1,277 @@
+"""A user's own model from one line: built as written, prepared as declared, mistakes named."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import models.data
+from models.base import Batch
+from models.discover import import_modules
+from models.errors import UserError
+from models.sources.base import SOURCES, ModelLine
+from models.sources.probe import open_model
+from tests.models.onnx_files import File
+
+import_modules("models.sources")
+
+CODE = """
+import torch
+from torch import nn
+
+def make(width=4, channels=1, seed=0):
+    return Net(width, channels, seed)
+
+class Net(nn.Module):
+    def __init__(self, width, channels, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv = nn.Conv2d(channels, width, 3)
+        self.head = nn.Linear(width * 16, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x)).flatten(1))
+
+def probabilities():
+    return nn.Sequential(Net(4, 1, 0), nn.Softmax(1))
+
+def noisy():
+    class Noisy(Net):
+        def forward(self, x):
+            return super().forward(x + 0.1 * torch.rand_like(x))
+    return Noisy(4, 1, 0)
+
+def mixing():
+    class Mixing(Net):
+        def forward(self, x):
+            return super().forward(x - x.mean(0))
+    return Mixing(4, 1, 0)
+
+def dropped():
+    return nn.Sequential(Net(4, 1, 0), nn.Dropout(0.9))
+
+def not_a_network():
+    return 3
+
+def failing():
+    raise KeyError("weights.pt")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "net.py").write_text(CODE, encoding="utf-8")
+    return tmp_path
+
+
+def images(n: int = 20, channels: int = 1) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(n, channels, 6, 6, generator=generator)
+    return Batch.of(x, torch.randint(0, 3, (n,), generator=generator))
+
+
+def test_a_file_is_called_with_the_arguments_of_the_line(folder: Path) -> None:
+    line = ModelLine.parse(f"file:{folder}/net.py:make,width=7,seed=3")
+    network = line.build()
+    assert network.conv.weight.shape == (7, 1, 3, 3)
+    assert not network.training
+    torch.manual_seed(3)
+    assert torch.equal(network.conv.weight, nn.Conv2d(1, 7, 3).weight)
+    texts = ModelLine.parse("file:net.py:make,sizes=(3, 4),name=wide,deep=True").place
+    assert texts.arguments == {"sizes": (3, 4), "name": "wide", "deep": True}
+
+
+def test_what_is_declared_stands_in_front_of_the_network(folder: Path) -> None:
+    plain = f"file:{folder}/net.py:make,channels=3"
+    x = images(channels=3).x
+    network = ModelLine.parse(plain).build()
+    ready = ModelLine.parse(f"{plain}@box=0,255@mean=10,20,30@std=2,4,8").build()
+    mean, std = (torch.tensor(part).reshape(3, 1, 1) for part in ((10.0, 20.0, 30.0), (2.0, 4.0, 8.0)))
+    assert torch.allclose(ready(x), network((255 * x - mean) / std), atol=1e-3)
+    (folder / "net.toml").write_text(
+        "box = [0, 255]\nmean = [10, 20, 30]\nstd = [2, 4, 8]\n", encoding="utf-8"
+    )
+    assert torch.allclose(ModelLine.parse(plain).build()(x), ready(x), atol=1e-4)
+    one = ModelLine.parse(f"{plain}@box=0,1@mean=0.5@std=1").build()
+    assert torch.allclose(one(x), network(x - 0.5), atol=1e-5)
+    code = "from torch import nn\n\ndef make():\n    return nn.Linear(4, 2)\n"
+    (folder / "flat.py").write_text(code, encoding="utf-8")
+    flat = ModelLine.parse(f"file:{folder}/flat.py:make@mean=0.5@std=0.1").build()
+    assert flat(torch.rand(3, 4)).shape == (3, 2)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_weights_are_loaded_from_their_file(suffix: str, folder: Path) -> None:
+    wanted = ModelLine.parse(f"file:{folder}/net.py:make,seed=9").build().state_dict()
+    path = folder / f"weights.{suffix}"
+    if suffix == "pth":
+        torch.save({"state_dict": {f"module.{name}": value for name, value in wanted.items()}}, path)
+    else:
+        save_file(wanted, path)
+    found = ModelLine.parse(f"file:{folder}/net.py:make@weights={path}").build().state_dict()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    with pytest.raises(UserError, match="do not fit") as mistake:
+        ModelLine.parse(f"file:{folder}/net.py:make,width=5@weights={path}").build()
+    assert "\n" not in str(mistake.value)
+
+
+def test_a_package_of_the_users_own_called_models_is_found_and_ours_stays(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = folder / "models"
+    package.mkdir()
+    (package / "__init__.py").write_text("MINE = True\n", encoding="utf-8")
+    (package / "data.py").write_text((folder / "net.py").read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "main.py").write_text("from models.data import make\n", encoding="utf-8")
+    ours, path = models.data, list(sys.path)
+    monkeypatch.chdir(folder)
+    for line in (f"file:{folder}/main.py:make", "python:models.data:make", "python:main:make"):
+        assert ModelLine.parse(line).build()(images().x).shape == (20, 3)
+    assert sys.modules["models.data"] is ours
+    assert sys.path == path
+    assert not hasattr(sys.modules["models"], "MINE")
+
+
+def test_two_folders_may_hold_files_of_one_name(tmp_path: Path) -> None:
+    for folder, width in (("one", 4), ("two", 5)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "width.py").write_text(f"WIDTH = {width}\n", encoding="utf-8")
+        code = "from torch import nn\nfrom width import WIDTH\ndef make():\n    return nn.Linear(WIDTH, 2)\n"
+        (tmp_path / folder / "net.py").write_text(code, encoding="utf-8")
+    for folder, width in (("one", 4), ("two", 5), ("one", 4)):
+        assert ModelLine.parse(f"file:{tmp_path}/{folder}/net.py:make").build().in_features == width
+
+
+def test_files_that_hold_a_whole_network(folder: Path) -> None:
+    network = ModelLine.parse(f"file:{folder}/net.py:make").build()
+    x = images().x
+    torch.jit.save(torch.jit.trace(network, x), str(folder / "net.pt"))
+    exported = torch.export.export(network, (x[:1],))
+    torch.export.save(exported, str(folder / "one.pt2"))
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    torch.export.save(
+        torch.export.export(network, (x,), dynamic_shapes=({0: batch},)), str(folder / "many.pt2")
+    )
+    for line in ("torchscript:net.pt", "exported:one.pt2", "exported:many.pt2"):
+        source, _, name = line.partition(":")
+        found = open_model(f"{source}:{folder}/{name}", images(), 3).classifier
+        assert torch.allclose(found.logits(x), network(x), atol=1e-5)
+        found.eval()
+
+
+def test_an_onnx_file_is_a_model_too(tmp_path: Path) -> None:
+    file = File(1, 1, 6, 6)
+    file.add("Flatten")
+    file.add("MatMul", file.last, file.weights(36, 3))
+    path = file.write(tmp_path / "net.onnx")
+    opened = open_model(f"onnx:{path}@classes=3", images(), 3)
+    assert opened.classifier.num_classes == 3
+    assert opened.notes == ()
+
+
+def test_the_fingerprint_follows_weights_settings_and_code(folder: Path) -> None:
+    lines = ["make", "make,seed=1", "make@mean=0.5", "make@std=0.5"]
+    marks = [ModelLine.parse(f"file:{folder}/net.py:{line}").fingerprint() for line in lines]
+    assert len(set(marks)) == 4
+    assert all(len(mark) == 16 for mark in marks)
+    assert ModelLine.parse(f"file:{folder}/net.py:make").fingerprint() == marks[0]
+    path = folder / "net.py"
+    path.write_text(path.read_text(encoding="utf-8").replace("torch.relu", "torch.tanh"), encoding="utf-8")
+    assert ModelLine.parse(f"file:{folder}/net.py:make").fingerprint() != marks[0]
+
+
+MISTAKES = {
+    "another source": ("fil:net.py:make", "unknown model source 'fil': did you mean file"),
+    "no function": ("file:{}/net.py", "write file:PATH.py:FUNCTION"),
+    "unknown function": ("file:{}/net.py:mak", "has no function 'mak'"),
+    "no file": ("file:{}/absent.py:make", "no file"),
+    "no argument": ("file:{}/net.py:make,width", "'width' in"),
+    "wrong argument": ("file:{}/net.py:make,depth=3", "TypeError"),
+    "no network": ("file:{}/net.py:not_a_network", "returned int: return the torch.nn.Module"),
+    "failing": ("file:{}/net.py:failing", "KeyError: 'weights.pt'"),
+    "probabilities": ("file:{}/net.py:probabilities", "returned probabilities"),
+    "mixed samples": ("file:{}/net.py:mixing", "other logits alone than in a batch"),
+    "channels": ("file:{}/net.py:make,channels=3", "needs 3 channels, the images have 1"),
+    "declared classes": ("file:{}/net.py:make@classes=7", "returns 3 logits, not the 7 declared"),
+    "std": ("file:{}/net.py:make@std=0", "std must be above 0"),
+    "box": ("file:{}/net.py:make@box=1,0", "box needs a lower and a higher end"),
+    "box of one": ("file:{}/net.py:make@box=255", "box needs 2 numbers"),
+    "mean": ("file:{}/net.py:make@mean=grey", "mean needs numbers, not 'grey'"),
+    "weights": ("file:{}/net.py:make@weights=absent.pth", "no weights file absent.pth"),
+    "module": ("python:absent_package.net:make", "ModuleNotFoundError"),
+    "torchscript": ("torchscript:{}/net.py", "cannot be read as TorchScript"),
+    "exported": ("exported:{}/net.py", "cannot be read as an exported program"),
+    "hub": ("torchvision:resnet51", "unknown torchvision model 'resnet51': did you mean"),
+    "download": ("torchvision:alexnet", "nothing is downloaded: add @weights=FILE"),
+    "timm": ("timm:resnet18", "needs the package timm: pip install 'rhobust[timm]'"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line(case: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(folder))
+    text, message = MISTAKES[case]
+    with pytest.raises(UserError) as mistake:
+        open_model(text.format(folder), images(), 3)
+    assert message in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+
+
+def test_a_wrong_class_count_is_told_from_both_sides(folder: Path) -> None:
+    line = f"file:{folder}/net.py:make"
+    with pytest.raises(UserError, match="returns 3 logits, but the labels have 5 classes"):
+        open_model(line, images(), 5)
+    with pytest.raises(UserError, match="add @classes=3"):
+        open_model(line, images(), 2)
+    assert open_model(f"{line}@classes=3", images(), 2).classifier.num_classes == 3
+
+
+def test_dropout_is_switched_off_and_noise_is_noted(folder: Path) -> None:
+    assert open_model(f"file:{folder}/net.py:dropped", images(), 3).notes == ()
+    noisy = open_model(f"file:{folder}/net.py:noisy", images(), 3)
+    assert noisy.classifier.stochastic
+    assert "answers differently" in noisy.notes[0]
+
+
+def test_missing_and_double_normalisation_are_noticed(tmp_path: Path) -> None:
+    """A network that thresholds the mean of images normalised by 0.7 and 0.05, on images around 0.7."""
+    generator = torch.Generator().manual_seed(1)
+    level = 0.7 + 0.05 * (2 * torch.rand(80, 1, 1, 1, generator=generator) - 1)
+    x = level.expand(80, 1, 6, 6).contiguous()
+    y = (level.flatten() > 0.7).long()
+    code = "\n".join(
+        (
+            "from torch import nn",
+            "def make():",
+            "    layers = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))",
+            "    nn.init.zeros_(layers[1].bias)",
+            "    layers[1].weight.data[0] = -1.0",
+            "    layers[1].weight.data[1] = 1.0",
+            "    return layers",
+            "def normalising():",
+            "    return nn.Sequential(Shift(), make())",
+            "class Shift(nn.Module):",
+            "    def forward(self, x):",
+            "        return (x - 0.7) / 0.05",
+        )
+    )
+    (tmp_path / "net.py").write_text(code, encoding="utf-8")
+    batch = Batch.of(x, y)
+    missing = open_model(f"file:{tmp_path}/net.py:make", batch, 2).notes
+    assert any("add @mean=0.7" in note for note in missing)
+    double = open_model(f"file:{tmp_path}/net.py:normalising@mean=0.7@std=0.05", batch, 2).notes
+    assert any("leave out mean, std and box" in note for note in double)
+    for right in ("make@mean=0.7@std=0.05", "normalising"):
+        assert open_model(f"file:{tmp_path}/net.py:{right}", batch, 2).notes == ()
+
+
+def test_every_source_says_what_it_reads() -> None:
+    assert set(SOURCES) == {
+        "python", "file", "onnx", "torchscript", "exported", "torchvision", "timm", "robustbench"
+    }  # fmt: skip
+    assert all((SOURCES[name].__doc__ or "").strip() for name in SOURCES)
