@@ -58,7 +58,7 @@ class Relaxation:
         """The same for some of the samples."""
         bounds = {i: Interval(b.lower[samples], b.upper[samples]) for i, b in self.bounds.items()}
         alpha = {i: value[samples] for i, value in self.alpha.items()}
-        return Relaxation(self.graph, self.x[samples], self.threat, bounds, alpha)
+        return Relaxation(self.graph, self.x[samples], self.threat.select(samples), bounds, alpha)
 
     def lower(self, node: int, rows: Tensor) -> Tensor:
         """Lower bounds (n, k) on rows . value(node) over the threat set; rows (n, k, *shape of node)."""

@@ -15,7 +15,7 @@ from models.cost import Cost
 from models.errors import UserError
 from models.randomness import Randomness
 from models.registry import Registry
-from models.threat import ThreatModel
+from models.threat import ThreatModel, per_sample
 
 TOLERANCE = 1e-5
 
@@ -26,13 +26,18 @@ class Certificate:
 
     lower (n, classes) float64 bounds z_y - z_j from below over the whole threat set, +inf in
     the label's own column and -inf where nothing is known; certified (n,) means that every
-    other column is above TOLERANCE (relative to the logits' size); confidence is 1 for a proof
-    and the stated probability for a statistical certificate.
+    other column is above the certifier's tolerance (relative to the logits' size); confidence is 1
+    for a proof and the stated probability for a statistical certificate. A complete method also says
+    where there is none: broken (n,) where the model errs, witness (n, ...) such an input (the clean
+    one elsewhere). settled_by (n,) names the step that decided each sample, where a method has several.
     """
 
     lower: Tensor
     certified: Tensor
     confidence: float = 1.0
+    broken: Tensor | None = None
+    witness: Tensor | None = None
+    settled_by: tuple[str, ...] = ()
 
     @property
     def margin(self) -> Tensor:
@@ -40,12 +45,26 @@ class Certificate:
         return self.lower.amin(1)
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What a certifier claims of n samples: lower (n, classes), and what else a complete method knows.
+
+    witness (n, ...) proposes a counterexample wherever found (n,) is True; the base class judges it.
+    """
+
+    lower: Tensor
+    witness: Tensor | None = None
+    found: Tensor | None = None
+    settled_by: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Certifier(ABC):
-    """Frozen hyper-parameters and one method to write, `bound`.
+    """Frozen hyper-parameters and one method to write, `bound`; a complete method writes `decide` too.
 
-    norms: those it can bound. cost: what one image costs; wide_cost: the same on networks of more
-    than models.cost.WIDE neurons, where it differs. confidence is 1 for a proof.
+    norms: those it can bound. tolerance: what a margin must exceed, relative to the logits' size.
+    cost: what one image costs; wide_cost: the same on networks of more than models.cost.WIDE neurons,
+    where it differs. confidence is 1 for a proof.
     """
 
     name: ClassVar[str]
@@ -54,6 +73,7 @@ class Certifier(ABC):
     cost: ClassVar[Cost] = Cost.CHEAP
     wide_cost: ClassVar[Cost | None] = None
     confidence: ClassVar[float] = 1.0
+    tolerance: ClassVar[float] = TOLERANCE
 
     @abstractmethod
     def bound(self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness) -> Tensor:
@@ -61,6 +81,12 @@ class Certifier(ABC):
 
         Raises UserError (naming the operation) for a network it does not understand.
         """
+
+    def decide(
+        self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness
+    ) -> Decision:
+        """The bounds, and counterexamples where the method looks for them."""
+        return Decision(self.bound(model, batch, threat, randomness))
 
     def parameters(self) -> dict[str, Any]:
         """The hyper-parameters by name."""
@@ -86,21 +112,49 @@ class Certifier(ABC):
         if threat.eps is None:
             raise UserError(f"certificate '{self.name}' needs an eps")
         check_inputs(batch, model)
-        pieces = []
         with frozen(model):
-            for piece in batch.split(batch_size):
-                with torch.no_grad():
-                    logits = model.logits(piece.x)
-                check_logits(logits, model.name)
-                lower = self.bound(model, piece, threat, randomness).detach().double()
-                pieces.append((lower, logits.double().abs().amax(1)))
-        lower = torch.cat([piece[0] for piece in pieces])
-        size = torch.cat([piece[1] for piece in pieces])
+            pieces = [self._piece(model, piece, threat, randomness) for piece in batch.split(batch_size)]
+        return _joined(pieces, self.confidence)
+
+    def _piece(
+        self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness
+    ) -> Certificate:
+        with torch.no_grad():
+            logits = model.logits(batch.x)
+        check_logits(logits, model.name)
+        decision = self.decide(model, batch, threat, randomness)
+        lower = decision.lower.detach().double()
         if torch.isnan(lower).any():
             raise UserError(f"certificate '{self.name}' met NaN: check the weights of '{model.name}'")
         lower = lower.scatter(1, batch.y[:, None], torch.inf)
-        certified = lower.amin(1) > TOLERANCE * size.clamp(min=1.0)
-        return Certificate(lower, certified, self.confidence)
+        certified = lower.amin(1) > self.tolerance * logits.double().abs().amax(1).clamp(min=1.0)
+        if decision.found is None or decision.witness is None:
+            return Certificate(lower, certified, settled_by=decision.settled_by)
+        witness = torch.where(per_sample(decision.found, batch.x), decision.witness.to(batch.x), batch.x)
+        with torch.no_grad():
+            errs = model.logits(witness).argmax(1) != batch.y
+        broken = decision.found & errs & threat.contains(batch.x, witness)
+        if bool((broken & certified).any()):
+            raise UserError(
+                f"certificate '{self.name}' contradicts itself on '{model.name}': it proves nothing"
+            )
+        return Certificate(lower, certified, 1.0, broken, witness, decision.settled_by)
+
+
+def _joined(pieces: list[Certificate], confidence: float) -> Certificate:
+    complete = bool(pieces) and all(piece.broken is not None for piece in pieces)
+
+    def whole(name: str) -> Tensor:
+        return torch.cat([getattr(piece, name) for piece in pieces])
+
+    return Certificate(
+        whole("lower"),
+        whole("certified"),
+        confidence,
+        whole("broken") if complete else None,
+        whole("witness") if complete else None,
+        tuple(step for piece in pieces for step in piece.settled_by),
+    )
 
 
 CERTIFIERS: Registry[type[Certifier]] = Registry("certificate")

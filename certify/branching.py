@@ -1,0 +1,213 @@
+"""Branch and bound on the phases of unstable ReLUs: proves a folded network's targets or breaks one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from certify.descent import descend
+from certify.dual import Bound, Branches, Dual, climb
+from certify.folded import Folded, Targets
+from certify.warm_program import WarmProgram
+
+CANDIDATES = 6
+STARTS = 16
+POOL = 200_000_000
+PROGRAM = 400
+INFORMATIVE = 0.02
+
+Check = Callable[[Tensor], Tensor | None]
+
+
+@dataclass
+class Outcome:
+    """What the search ended with: the witness that the caller's check accepted, or the proved bounds.
+
+    lower (c,) bounds each group's largest function from below; open branches are counted, as
+    are all that were looked at.
+    """
+
+    witness: Tensor | None
+    lower: Tensor
+    open: int
+    looked_at: int
+
+
+class BranchAndBound:
+    """The search for one folded network; `run` may be called again to go on where it stopped.
+
+    Every open branch keeps its bound, its multipliers and the neurons worth splitting. A round takes the
+    worst `batch` branches, tries both phases of each candidate neuron without ascent, keeps the
+    neuron whose worse child is best (filtered smart branching, Bunel et al. 2020; De Palma et al. 2021),
+    ascends the children from their parent's multipliers, and descends from their relaxed minimisers.
+    """
+
+    def __init__(
+        self, folded: Folded, targets: Targets, check: Check, *, tolerance: float, steps: int = 16,
+        rate: float = 0.1, batch: int = 64,
+    ) -> None:  # fmt: skip
+        self.folded, self.targets, self.check = folded, targets, check
+        self.tolerance, self.steps, self.rate, self.batch = tolerance, steps, rate, batch
+        self.dual = Dual(folded, targets)
+        small = folded.neurons <= PROGRAM and folded.inputs.norm == "linf" and targets.constant.shape[1] == 1
+        self.program = WarmProgram(folded, targets) if small else None
+        self.lower = folded.constant.new_full((len(targets),), torch.inf)
+        self.looked_at = 0
+        self.witness: Tensor | None = None
+        self.stuck: list[tuple[Tensor, Tensor]] = []
+        self._start()
+
+    def _start(self) -> None:
+        roots = Branches.roots(self.folded, self.targets)
+        value, roots, bound = climb(self.dual, roots, steps=40, rate=0.25, stop=self.tolerance)
+        self.looked_at += len(roots)
+        self.pool, self.values = roots.select(torch.zeros(0, dtype=torch.long)), value[:0]
+        self.places = torch.zeros(0, min(CANDIDATES, self.folded.neurons), dtype=torch.long)
+        self.slopes = value.new_zeros(self.places.shape)
+        self._settle(value, roots, bound)
+
+    @property
+    def open(self) -> int:
+        """The number of branches that nothing is decided about."""
+        return len(self.pool) + len(self.stuck)
+
+    def is_open(self, group: int) -> bool:
+        """Whether a branch of this group is undecided."""
+        return bool((self.pool.group == group).any()) or any(int(stuck) == group for stuck, _ in self.stuck)
+
+    def run(self, deadline: float) -> Outcome:
+        """Goes on until every branch is proved, a witness is found, or time.monotonic() passes `deadline`."""
+        while self.witness is None and len(self.pool) and time.monotonic() < deadline:
+            self._round()
+        lower = self.lower.scatter_reduce(0, self.pool.group, self.values, "amin")
+        for group, value in self.stuck:
+            lower[group] = min(lower[group], value)
+        return Outcome(self.witness, lower, self.open, self.looked_at)
+
+    def _round(self) -> None:
+        started = time.monotonic()
+        size = min(self.batch, 16) if self.program is not None else self.batch
+        size = max(1, min(size, POOL // (CANDIDATES * 2 * 64 * max(1, self.folded.neurons))))
+        order = self.values.argsort()
+        taken, rest = order[:size], order[size:]
+        parents, places, slopes = self.pool.select(taken), self.places[taken], self.slopes[taken]
+        self.pool, self.values = self.pool.select(rest), self.values[rest]
+        self.places, self.slopes = self.places[rest], self.slopes[rest]
+        children = self._split(parents, places, slopes)
+        value, children, bound = climb(
+            self.dual, children, steps=self.steps, rate=self.rate, stop=self.tolerance, goal=self.tolerance
+        )
+        self.looked_at += len(children)
+        self._settle(*self._solved(value, children, bound, 4 * (time.monotonic() - started)))
+
+    def _solved(
+        self, value: Tensor, branches: Branches, bound: Bound, seconds: float
+    ) -> tuple[Tensor, Branches, Bound]:
+        """The same with exact multipliers for the open branches nearest to a proof, for up to `seconds`.
+
+        Where the folded network is small a warm linear program costs little more than an ascent,
+        and proves what the ascent's last digits leave open.
+        """
+        if self.program is None:
+            return value, branches, bound
+        until, rows, answers = time.monotonic() + seconds, [], []
+        for row in value.argsort(descending=True).tolist():
+            if value[row] > self.tolerance:
+                continue
+            if time.monotonic() > until:
+                break
+            found = self.program.solve(
+                int(branches.group[row]), branches.sign[row], branches.alpha[row], max(1.0, seconds)
+            )
+            rows.extend([row] * len(found))
+            answers.extend(found)
+        if not rows:
+            return value, branches, bound
+        solved = branches.select(torch.tensor(rows))
+        solved.alpha = torch.stack([answer.alpha for answer in answers])
+        solved.beta = torch.stack([answer.beta for answer in answers])
+        exact = self.dual.bound(solved)
+        for place, row in enumerate(rows):
+            if exact.value[place] > value[row]:
+                value[row] = exact.value[place]
+                branches.alpha[row], branches.beta[row] = solved.alpha[place], solved.beta[place]
+                for name in ("value", "q", "t"):
+                    getattr(bound, name)[row] = getattr(exact, name)[place]
+            # A vertex of the program: where the relaxation is tight it is the witness itself.
+            bound.x[row], bound.violation[row] = answers[place].x, answers[place].violation
+        return value, branches, bound
+
+    def _split(self, parents: Branches, places: Tensor, slopes: Tensor) -> Branches:
+        """Both children of each parent at the candidate whose worse child is best."""
+        count, width = places.shape
+        rows = torch.arange(count).repeat_interleave(width)
+        repeated = parents.select(rows)
+        pairs = [self._fixed(repeated, places.flatten(), slopes.flatten(), sign) for sign in (1, -1)]
+        values = torch.stack([self.dual.bound(children).value for children in pairs])
+        worse = (values.amin(0) + 1e-3 * values.amax(0)).reshape(count, width)
+        # Where no candidate helps before its ascent, the order of the places is the better guess.
+        gain = worse.amax(1) - worse.amin(1)
+        told = gain > INFORMATIVE * worse.amax(1).abs()
+        best = torch.where(told, worse.argmax(1), 0) + torch.arange(count) * width
+        return Branches.join([children.select(best) for children in pairs])
+
+    def _fixed(self, branches: Branches, places: Tensor, slopes: Tensor, sign: int) -> Branches:
+        """The branches with one more phase imposed each, at neuron places (b,) of coefficients slopes (b,).
+
+        The new multiplier reproduces the parent's lower line, so that no child starts below its parent.
+        """
+        signs, beta, rows = branches.sign.clone(), branches.beta.clone(), torch.arange(len(places))
+        leak = self.folded.leak[places]
+        below = leak + (1 - leak) * branches.alpha[rows, places]
+        signs[rows, places] = sign
+        beta[rows, places] = slopes.clamp(min=0) * (1 - below if sign > 0 else below - leak)
+        return Branches(branches.group, signs, branches.alpha, beta, branches.weight)
+
+    def _settle(self, value: Tensor, branches: Branches, bound: Bound) -> None:
+        """Books proved branches, looks for a witness at the minimisers of the others, and keeps these."""
+        proved = value > self.tolerance
+        self.lower.scatter_reduce_(0, branches.group[proved], value[proved], "amin")
+        rows = (~proved).nonzero()[:, 0]
+        if not len(rows):
+            return
+        self._look(value[rows], branches.group[rows], bound.x[rows])
+        branches, value = branches.select(rows), value[rows]
+        free = branches.sign == 0
+        splittable = free.any(1)
+        for row in (~splittable).nonzero()[:, 0].tolist():
+            self.stuck.append((branches.group[row], value[row]))
+        rows = rows[splittable]
+        branches, value, free = branches.select(splittable), value[splittable], free[splittable]
+        if not len(rows):
+            return
+        q = bound.q[rows]
+        lower_gap = q.clamp(min=0) * -self.folded.lower * branches.alpha
+        score = torch.maximum(-q.clamp(max=0) * self.dual.intercept, 0.5 * lower_gap)
+        violation = bound.violation[rows]
+        seen = (violation > 0).any(1, keepdim=True)
+        # Degenerate multipliers leave q at zero where a split still matters.
+        weight = q.abs() + 0.1 * q.abs().amax(1, keepdim=True)
+        score = torch.where(seen, weight * violation + 1e-6 * score, score)
+        places = score.masked_fill(~free, -1.0).topk(self.places.shape[1], dim=1).indices
+        taken = free.gather(1, places)
+        places = torch.where(taken, places, places[:, :1])
+        self.pool = Branches.join([self.pool, branches])
+        self.values, self.places = torch.cat([self.values, value]), torch.cat([self.places, places])
+        self.slopes = torch.cat([self.slopes, q.gather(1, places)])
+
+    def _look(self, value: Tensor, group: Tensor, x: Tensor) -> None:
+        order = value.argsort()[:STARTS]
+        points = descend(self.folded, self.targets, x[order], group[order])
+        _, a = self.folded.outputs(points)
+        excess = self.targets.values(points, a).amax(2).amin(1)
+        for row in excess.argsort().tolist():
+            if excess[row] > 1e-6:
+                break
+            found = self.check(points[row])
+            if found is not None:
+                self.witness = found
+                return

@@ -1,0 +1,148 @@
+"""The exact answer for networks of the ReLU family: certified, or broken by a counterexample."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from certify.base import Certifier, Decision, register_certifier
+from certify.graph import Graph, trace
+from certify.ibp import interval_margins
+from certify.prepare import prepare
+from certify.property import Property, robustness
+from certify.settle import Accept, Case, Verdict, settle_case
+from models.base import Batch, Classifier, frozen
+from models.cost import Cost
+from models.errors import UserError
+from models.randomness import Randomness
+from models.region import Region
+from models.threat import ThreatModel
+
+# A proof in double precision of the network in real arithmetic: relative to the size of its outputs.
+SLACK = 1e-9
+
+
+def settle(network: nn.Module, prop: Property, *, seconds: float, seed: int = 0) -> Verdict:
+    """Decides within `seconds` whether any input of `prop` reaches an unsafe output of `network`.
+
+    network is any traceable nn.Module from (1, ...) to (1, outputs); the witness of a broken property is
+    (1, ...) float64, inside the bounds, and unsafe for the network in double precision.
+    Raises UserError for a time that is not positive, weights that are not finite, outputs of another
+    number than the property speaks of, or, naming it, an operation that is not understood.
+    """
+    started = time.monotonic()
+    if not seconds > 0:
+        raise UserError(f"a time limit of {seconds:g} s leaves no time: give a positive one")
+    region = Region(low=prop.lower.double()[None], high=prop.upper.double()[None])
+    model = Classifier(network, num_classes=prop.clauses[0].rows.shape[1], box=region.box)
+    with frozen(model):
+        double = copy.deepcopy(network).double().eval().requires_grad_(False)
+        graph, x = _traced(double, model, region.centre)
+        with torch.no_grad():
+            size = float(graph.values(x)[-1].abs().amax())
+        case = Case(
+            graph, x, region, prop, SLACK * max(1.0, size),
+            lambda point: point if bool(prop.excess(double(point)) <= 0) else None, started + seconds,
+            torch.full((len(prop.clauses),), -torch.inf, dtype=torch.float64),
+        )  # fmt: skip
+        step, case = settle_case(case, Randomness(seed))
+    return _verdict(case, step, started)
+
+
+def _traced(double: nn.Module, model: Classifier, x: Tensor) -> tuple[Graph, Tensor]:
+    for name, tensor in [*double.named_parameters(), *double.named_buffers()]:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"weight '{name}' is NaN or infinite: the network computes nothing")
+    graph = trace(double)
+    outputs = graph.num_classes(x)
+    if outputs != model.num_classes:
+        raise UserError(f"the network has {outputs} outputs but the property speaks of {model.num_classes}")
+    return graph, x
+
+
+def _verdict(case: Case, step: str, started: float) -> Verdict:
+    status = "broken" if case.witness is not None else "open" if len(case.open) else "certified"
+    return Verdict(status, case.witness, case.lower, step, time.monotonic() - started)
+
+
+@register_certifier("exact")
+@dataclass(frozen=True, kw_only=True)
+class Exact(Certifier):
+    """Settles each sample: certified, broken with a counterexample, or open after `seconds`.
+
+    Cheapest step first, each for the samples that are still open: interval bounds, descent, crown with
+    polytope, then on the network with its stable neurons folded away optimised slopes,
+    tightened bounds, branch and bound on ReLU phases with optimised multipliers (beta-CROWN) and a
+    descent in every open branch, and a mixed-integer program that looks for witnesses. Proofs
+    are dual bounds in double precision, so that a margin may be smaller than what other
+    certificates ask for (`tolerance`); no solver's word is taken. Networks of the ReLU family with max
+    pooling; others are settled by the first steps only.
+    Source: Wang et al. 2021, 2103.06624; Tjeng et al. 2019, 1711.07356.
+    """
+
+    paper = "Wang et al. 2021, 2103.06624"
+    cost = Cost.EXTREME
+    tolerance = 1e-7
+
+    seconds: float = 30.0
+
+    def bound(self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness) -> Tensor:
+        return self.decide(model, batch, threat, randomness).lower
+
+    def decide(
+        self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness
+    ) -> Decision:
+        graph, x = prepare(model, batch.x)
+        with torch.no_grad():
+            lower = interval_margins(graph, x, batch.y, threat)
+            logits = graph.values(x)[-1]
+        lower = lower.scatter(1, batch.y[:, None], torch.inf)
+        tolerance = self.tolerance * logits.abs().amax(1).clamp(min=1.0) * 1.001
+        found = logits.argmax(1) != batch.y
+        witness, steps = batch.x.clone(), []
+        for i in range(len(x)):
+            if found[i]:
+                steps.append("clean")
+            elif lower[i].amin() > tolerance[i]:
+                steps.append("ibp")
+            else:
+                sample = batch[slice(i, i + 1)]
+                accept = _accepted(model, sample, threat)
+                stream, slack = randomness.child(int(sample.index[0])), float(tolerance[i])
+                step, case = self._one(
+                    graph, x[i : i + 1], int(sample.y[0]), lower[i], threat, slack, accept, stream
+                )
+                steps.append(step)
+                if case.witness is not None:
+                    found[i], witness[i] = True, case.witness[0].to(witness)
+        return Decision(lower, witness, found, tuple(steps))
+
+    def _one(
+        self, graph: Graph, x: Tensor, label: int, lower: Tensor, threat: ThreatModel, tolerance: float,
+        accept: Accept, randomness: Randomness,
+    ) -> tuple[str, Case]:  # fmt: skip
+        """Settles one sample; `lower` (classes,) is improved in place."""
+        low, high = threat.bounds(x)
+        prop = robustness(low[0], high[0], label, len(lower))
+        others = torch.arange(len(lower)) != label
+        case = Case(
+            graph, x, threat, prop, tolerance, accept, time.monotonic() + self.seconds, lower[others].clone()
+        )
+        step, case = settle_case(case, randomness)
+        lower[others] = case.lower
+        return (step if case.done else "open"), case
+
+
+def _accepted(model: Classifier, sample: Batch, threat: ThreatModel) -> Accept:
+    """Rounds a point to the model's precision, inside the threat set; keeps it where it fools the model."""
+
+    def accept(point: Tensor) -> Tensor | None:
+        moved = threat.project(sample.x, point.to(sample.x))
+        with torch.no_grad():
+            return moved if bool((model.logits(moved).argmax(1) != sample.y).all()) else None
+
+    return accept

@@ -1,0 +1,214 @@
+"""One sample's network with every stable neuron folded away: rows over the input and the unstable ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from certify.backward import Relaxation
+from certify.folding import Affines, Undecided, fold, undecided_neurons
+from certify.input_set import InputSet
+
+Activation = Callable[[slice, Tensor], Tensor]
+ROWS = 512
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Affine functions of a folded network in groups.
+
+    input_rows (c, k, d), neuron_rows (c, k, m), constant (c, k). Group c is one clause: an unsafe
+    point makes all its k functions <= 0. `real` (c, k) is False for padding.
+    """
+
+    input_rows: Tensor
+    neuron_rows: Tensor
+    constant: Tensor
+    real: Tensor
+
+    def __len__(self) -> int:
+        return len(self.constant)
+
+    def select(self, groups: Tensor) -> Targets:
+        """Some of the groups."""
+        parts = (self.input_rows, self.neuron_rows, self.constant, self.real)
+        return Targets(*(part[groups] for part in parts))
+
+    def values(self, x: Tensor, outputs: Tensor) -> Tensor:
+        """Every function (b, c, k) at inputs x (b, d) and neuron outputs (b, m); -inf in the padding."""
+        shape = self.constant.shape
+        value = x @ self.input_rows.flatten(0, 1).T + outputs @ self.neuron_rows.flatten(0, 1).T
+        return (value.unflatten(1, shape) + self.constant).masked_fill(~self.real, -torch.inf)
+
+
+@dataclass(frozen=True)
+class Folded:
+    """z = input_rows x + neuron_rows a + constant and a = max(z, leak z), for m unstable neurons.
+
+    input_rows (m, d); neuron_rows (m, m), non-zero only towards earlier layers; constant, leak,
+    lower, upper (m,) with lower < 0 < upper bounding z over the input set; `layers` are the
+    slices of neurons that do not feed each other. Equal to the network on the whole input set.
+    """
+
+    inputs: InputSet
+    layers: tuple[slice, ...]
+    input_rows: Tensor
+    neuron_rows: Tensor
+    constant: Tensor
+    leak: Tensor
+    lower: Tensor
+    upper: Tensor
+
+    @property
+    def neurons(self) -> int:
+        """The number of unstable neurons, m."""
+        return len(self.constant)
+
+    def forward(self, x: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
+        """Values z and outputs a (b, m) at x (b, d), where activation(layer, z) gives a layer's outputs."""
+        z = x @ self.input_rows.T + self.constant
+        a = torch.zeros_like(z)
+        for layer in self.layers:
+            if layer.start:
+                z[:, layer] += a[:, : layer.start] @ self.neuron_rows[layer, : layer.start].T
+            a[:, layer] = activation(layer, z[:, layer])
+        return z, a
+
+    def backward(self, q: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
+        """Coefficients on a (b, m), with those through later layers added, and on z (b, m).
+
+        q (b, m) are the coefficients on a of some functions; activation(layer, q) gives those on
+        the layer's z.
+        """
+        q, t = q.clone(), torch.zeros_like(q)
+        for layer in reversed(self.layers):
+            t[:, layer] = activation(layer, q[:, layer])
+            if layer.start:
+                q[:, : layer.start] += t[:, layer] @ self.neuron_rows[layer, : layer.start]
+        return q, t
+
+    def outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's own z and a (b, m) at inputs x (b, d) of the set."""
+        return self.forward(x, lambda layer, z: torch.where(z > 0, z, self.leak[layer] * z))
+
+    def layer_targets(self, layer: slice) -> Targets:
+        """z and -z of a layer's neurons, as 2 k groups of one function each."""
+        sides = (
+            torch.cat([part[layer], -part[layer]])
+            for part in (self.input_rows, self.neuron_rows, self.constant)
+        )
+        inputs, neurons, constant = (side.unsqueeze(1) for side in sides)
+        return Targets(inputs, neurons, constant, torch.ones_like(constant, dtype=torch.bool))
+
+    def tightened(self, lower: Tensor, upper: Tensor, targets: Targets) -> tuple[Folded, Targets]:
+        """The same network under tighter bounds (m,), with the neurons that these decide folded away."""
+        lower, upper = torch.maximum(lower, self.lower), torch.minimum(upper, self.upper)
+        dead, active = upper <= 0, lower >= 0
+        gone = dead | active
+        if not bool(gone.any()):
+            return replace(self, lower=lower, upper=upper), targets
+        slope = torch.where(active, 1.0, self.leak).to(self.constant)
+        # A decided neuron's output is slope z: rows over decided neurons become rows over kept ones.
+        inputs, neurons, constant = self.input_rows.clone(), self.neuron_rows.clone(), self.constant.clone()
+        for layer in self.layers:
+            _substitute(layer, gone, slope, inputs, neurons, constant)
+        keep = (~gone).nonzero()[:, 0]
+        inside = targets.neuron_rows * (gone * slope)
+        moved = Targets(
+            targets.input_rows + inside @ inputs,
+            (targets.neuron_rows * ~gone + inside @ neurons)[..., keep],
+            targets.constant + inside @ constant,
+            targets.real,
+        )
+        layers, start = [], 0
+        for layer in self.layers:
+            count = int((~gone[layer]).sum())
+            if count:
+                layers.append(slice(start, start + count))
+            start += count
+        folded = Folded(
+            self.inputs, tuple(layers), inputs[keep], neurons[keep][:, keep], constant[keep],
+            self.leak[keep], lower[keep], upper[keep],
+        )  # fmt: skip
+        return folded, moved
+
+
+def _substitute(
+    layer: slice, gone: Tensor, slope: Tensor, inputs: Tensor, neurons: Tensor, constant: Tensor
+) -> None:
+    """Rewrites a layer's rows in place so that they read no decided neuron of the earlier layers."""
+    earlier = slice(0, layer.start)
+    weight = neurons[layer, earlier] * (gone[earlier] * slope[earlier])
+    neurons[layer, earlier] *= ~gone[earlier]
+    inputs[layer] += weight @ inputs[earlier]
+    neurons[layer, earlier] += weight @ neurons[earlier, earlier]
+    constant[layer] += weight @ constant[earlier]
+
+
+def folded_network(
+    relaxation: Relaxation, rows: list[Tensor], offsets: list[Tensor]
+) -> tuple[Folded, Targets]:
+    """A relaxation of one sample, and clauses rows[c] . logits + offsets[c], in folded form.
+
+    rows[c] (k, classes), offsets[c] (k,). Raises UserError, naming it, for an undecided operation
+    that is not of the ReLU family.
+    """
+    groups = [group for group in undecided_neurons(relaxation) if len(group.places)]
+    layers, start = [], 0
+    for group in groups:
+        layers.append(slice(start, start + len(group.places)))
+        start = layers[-1].stop
+    dense = [_dense(_group_rows(relaxation, group, groups), groups) for group in groups]
+    x = relaxation.x
+    folded = Folded(
+        InputSet.of(x, relaxation.threat),
+        tuple(layers),
+        torch.cat([x.new_zeros(0, x[0].numel()), *(part[0] for part in dense)]),
+        torch.cat([x.new_zeros(0, start), *(part[1] for part in dense)]),
+        torch.cat([x.new_zeros(0), *(part[2] for part in dense)]),
+        torch.cat([x.new_zeros(0), *(torch.full_like(group.lower, group.leak) for group in groups)]),
+        torch.cat([x.new_zeros(0), *(group.lower for group in groups)]),
+        torch.cat([x.new_zeros(0), *(group.upper for group in groups)]),
+    )
+    return folded, _targets(relaxation, rows, offsets, groups)
+
+
+def _group_rows(relaxation: Relaxation, group: Undecided, groups: list[Undecided]) -> Affines:
+    node = relaxation.graph.nodes[group.node].inputs[0]
+    shape = relaxation.graph.shapes(relaxation.x)[node]
+    pieces = []
+    for places in group.places.split(ROWS):
+        rows = relaxation.x.new_zeros(len(places), shape.numel())
+        rows[torch.arange(len(places)), places] = 1.0
+        pieces.append(fold(relaxation, node, rows.reshape(-1, *shape), groups))
+    return Affines(
+        torch.cat([piece.inputs for piece in pieces]),
+        {i: torch.cat([piece.neurons[i] for piece in pieces]) for i in pieces[0].neurons},
+        torch.cat([piece.constant for piece in pieces]),
+    )
+
+
+def _dense(part: Affines, groups: list[Undecided]) -> tuple[Tensor, Tensor, Tensor]:
+    none = part.inputs.new_zeros(len(part.constant), 0)
+    return part.inputs, torch.cat([none, *(part.neurons[group.node] for group in groups)], 1), part.constant
+
+
+def _targets(
+    relaxation: Relaxation, rows: list[Tensor], offsets: list[Tensor], groups: list[Undecided]
+) -> Targets:
+    last = len(relaxation.graph.nodes) - 1
+    sizes = [len(clause) for clause in rows]
+    stacked = fold(relaxation, last, torch.cat(rows).to(relaxation.x), groups)
+    inputs, neurons, constant = _dense(stacked, groups)
+    real = torch.arange(max(sizes)) < torch.tensor(sizes)[:, None]
+
+    def padded(part: Tensor) -> Tensor:
+        whole = part.new_zeros(*real.shape, *part.shape[1:])
+        whole[real] = part
+        return whole
+
+    moved = constant + torch.cat(offsets).to(constant)
+    return Targets(padded(inputs), padded(neurons), padded(moved), real)

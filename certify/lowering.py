@@ -1,0 +1,90 @@
+"""Max pooling rewritten as ReLUs, so that what is exact for the ReLU family is exact for it too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from certify.bounds import Interval
+from certify.graph import Graph, Node
+from certify.rules.activation import ReLU
+from certify.rules.arithmetic import Sum
+from certify.rules.operation import Affine
+from certify.rules.pooling import MaxPool
+
+
+@dataclass(frozen=True, eq=False)
+class Pick(Affine):
+    """out = in.flatten()[index]: the input's entries at places `index`, in its shape; repeats allowed."""
+
+    index: Tensor
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return values[0].flatten(1)[:, self.index.to(values[0].device)]
+
+    def interval(self, *inputs: Interval) -> Interval:
+        return Interval(self.forward(inputs[0].lower), self.forward(inputs[0].upper))
+
+    def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
+        most = int(torch.bincount(self.index.flatten()).max())
+        return constants[0] * (1.0 if norm == "linf" else most**0.5)
+
+    def transpose(self, rows: Tensor, *shapes: torch.Size) -> tuple[Tensor, ...]:
+        back = rows.new_zeros(*rows.shape[:2], shapes[0].numel())
+        back.index_add_(2, self.index.flatten().to(rows.device), rows.flatten(2))
+        return (back.reshape(*rows.shape[:2], *shapes[0]),)
+
+    def constant(self, rows: Tensor) -> Tensor | float:
+        return 0.0
+
+
+def without_max_pool(graph: Graph, x: Tensor) -> Graph:
+    """The same function for inputs like x (n, ...), with every max pooling as a tournament of ReLUs.
+
+    max(a, b) = a + relu(b - a): a window of k entries takes k - 1 ReLUs in ceil(log2 k) rounds.
+    """
+    if not any(isinstance(node.operation, MaxPool) for node in graph.nodes):
+        return graph
+    shapes, nodes, moved = graph.shapes(x), [Node(None, ())], {0: 0}
+    for i, node in enumerate(graph.nodes[1:], start=1):
+        inputs = tuple(moved[j] for j in node.inputs)
+        if isinstance(node.operation, MaxPool):
+            moved[i] = _tournament(nodes, inputs[0], node.operation, shapes[node.inputs[0]], shapes[i])
+        else:
+            nodes.append(Node(node.operation, inputs))
+            moved[i] = len(nodes) - 1
+    return Graph(tuple(nodes), frozenset(moved[i] for i in graph.tail))
+
+
+def _tournament(nodes: list[Node], source: int, pool: MaxPool, shape: torch.Size, out: torch.Size) -> int:
+    """Appends the rounds of one pooling to `nodes`; returns the place of its result."""
+
+    def append(operation: Affine | ReLU, *inputs: int) -> int:
+        nodes.append(Node(operation, inputs))
+        return len(nodes) - 1
+
+    entries, value = _window_entries(pool, shape), source
+    while len(entries) > 1:
+        if len(entries) % 2:
+            entries = torch.cat([entries, entries[-1:]])
+        first = append(Pick(entries[0::2]), value)
+        second = append(Pick(entries[1::2]), value)
+        gain = append(ReLU(), append(Sum(-1.0), second, first))
+        value = append(Sum(1.0), first, gain)
+        entries = torch.arange(entries.numel() // 2).reshape(len(entries) // 2, -1)
+    return append(Pick(entries.reshape(out)), value)
+
+
+def _window_entries(pool: MaxPool, shape: torch.Size) -> Tensor:
+    """The flat places (k, outputs) of each window's entries; padding repeats a real entry."""
+    channels, height, width = shape
+    places = torch.arange(1, channels * height * width + 1, dtype=torch.float64).reshape(1, *shape)
+    pad = (pool.padding[1], pool.padding[1], pool.padding[0], pool.padding[0])
+    columns = F.unfold(F.pad(places, pad), pool.kernel, dilation=pool.dilation, stride=pool.stride)
+    windows = columns.reshape(channels, pool.kernel[0] * pool.kernel[1], -1).transpose(0, 1).flatten(1)
+    real = windows.amax(0, keepdim=True)
+    return (torch.where(windows > 0, windows, real) - 1).to(torch.int64)

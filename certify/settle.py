@@ -1,0 +1,192 @@
+"""Settles one property of one network: certified, broken with a counterexample, or open with a bound."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from certify.backward import Relaxation, adaptive_slope, parallel_slope, relax
+from certify.branching import BranchAndBound
+from certify.counterexample import search
+from certify.descent import descend
+from certify.dual import Branches, Dual, climb
+from certify.folded import Folded, Targets, folded_network
+from certify.graph import Graph
+from certify.input_set import InputSet
+from certify.lowering import without_max_pool
+from certify.mixed_integer import feasible_point
+from certify.property import Property
+from certify.tighten import tightened
+from models.randomness import Randomness
+from models.threat import ThreatModel
+
+# Beyond this many unstable neurons the folded network's table takes more memory than a laptop has.
+NEURONS = 8000
+PROGRAM = 600
+
+# The caller's own judgement of a counterexample (1, ...): as it accepts it, or None.
+Accept = Callable[[Tensor], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of a property.
+
+    status is "certified", "broken" or "open"; witness (1, ...) is the counterexample of a broken
+    one; lower (c,) bounds each clause's excess over the input set from below; settled_by names
+    the step that decided, and seconds is what it all took.
+    """
+
+    status: str
+    witness: Tensor | None
+    lower: Tensor
+    settled_by: str
+    seconds: float
+
+    @property
+    def bound(self) -> float:
+        """The least excess that any clause may have: above 0 for a certified property."""
+        return float(self.lower.min())
+
+
+@dataclass
+class Case:
+    """One property on its way through the steps: what is asked, and what is known so far."""
+
+    graph: Graph
+    x: Tensor
+    threat: ThreatModel
+    prop: Property
+    tolerance: float
+    accept: Accept
+    deadline: float
+    lower: Tensor
+    witness: Tensor | None = None
+
+    @property
+    def open(self) -> Tensor:
+        """The clauses (k,) that nothing is proved of."""
+        return (self.lower <= self.tolerance).nonzero()[:, 0]
+
+    @property
+    def done(self) -> bool:
+        """Whether every clause is proved, or a counterexample is known."""
+        return self.witness is not None or not len(self.open)
+
+    @property
+    def late(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() > self.deadline
+
+    def check(self, point: Tensor) -> Tensor | None:
+        """`point` (d,) as an input (1, ...) where it breaks the property for the caller too."""
+        return self.accept(point.reshape(self.x.shape))
+
+
+def settle_case(case: Case, randomness: Randomness, *, descended: bool = False) -> tuple[str, Case]:
+    """Runs the steps, cheapest first, until one decides; returns its name.
+
+    descend -> crown (with polytope) -> alpha -> tighten -> branch -> milp -> branch.
+    """
+    inputs = InputSet.of(case.x, case.threat)
+    if not descended:
+        found = search(case.graph, inputs, case.prop, randomness)
+        case.witness = None if found is None else case.check(found)
+    if case.done:
+        return "descent", case
+    with torch.no_grad():
+        case.graph = without_max_pool(case.graph, case.x)
+        relaxation = relax(case.graph, case.x, case.threat, parallel_slope, adaptive_slope)
+        case.lower = torch.maximum(case.lower, _clause_bounds(relaxation, case.prop))
+        if case.done or case.late:
+            return "crown", case
+        clauses = [case.prop.clauses[i] for i in case.open.tolist()]
+        folded, targets = folded_network(
+            relaxation, [clause.rows for clause in clauses], [clause.offsets for clause in clauses]
+        )
+        if folded.neurons > NEURONS:
+            return "crown", case
+        return _on_folded(case, folded, targets), case
+
+
+def _clause_bounds(relaxation: Relaxation, prop: Property) -> Tensor:
+    last = len(relaxation.graph.nodes) - 1
+    rows = torch.cat([clause.rows for clause in prop.clauses]).to(relaxation.x).unsqueeze(0)
+    offsets = torch.cat([clause.offsets for clause in prop.clauses]).to(relaxation.x)
+    lower = (
+        torch.maximum(relaxation.lower(last, rows), relaxation.with_alpha({}).lower(last, rows))[0] + offsets
+    )
+    parts = lower.split([len(clause.offsets) for clause in prop.clauses])
+    return torch.stack([part.amax() for part in parts])
+
+
+def _on_folded(case: Case, folded: Folded, targets: Targets) -> str:
+    """The steps on the folded network; books what they find in the case."""
+    groups = case.open
+    roots = Branches.roots(folded, targets)
+    dual = Dual(folded, targets)
+    value, _, bound = climb(dual, roots, steps=20, rate=0.25, stop=case.tolerance)
+    case.lower[groups] = torch.maximum(case.lower[groups], value)
+    if case.done:
+        return "alpha"
+    _look(case, folded, targets, bound.x, torch.arange(len(targets)))
+    if case.done or case.late:
+        return "alpha"
+    keep = (value <= case.tolerance).nonzero()[:, 0]
+    groups, targets = groups[keep], targets.select(keep)
+    folded, targets = tightened(folded, targets, steps=25, rate=0.25, deadline=_share(case, 0.3))
+    tree = BranchAndBound(folded, targets, case.check, tolerance=case.tolerance)
+    if _branch(case, tree, groups, _share(case, 0.15, 3.0)):
+        return "tighten" if tree.looked_at <= len(targets) else "branch"
+    if (
+        folded.inputs.norm == "linf"
+        and folded.neurons <= PROGRAM
+        and _ask_solver(case, folded, targets, tree)
+    ):
+        return "milp"
+    _branch(case, tree, groups, case.deadline)
+    return "branch"
+
+
+def _branch(case: Case, tree: BranchAndBound, groups: Tensor, until: float) -> bool:
+    outcome = tree.run(until)
+    case.witness = outcome.witness
+    case.lower[groups] = torch.maximum(case.lower[groups], outcome.lower)
+    return case.done
+
+
+def _share(case: Case, fraction: float, least: float = 0.0) -> float:
+    """A time.monotonic() that leaves the rest of the time for later steps."""
+    now = time.monotonic()
+    return min(case.deadline, now + max(least, fraction * (case.deadline - now)))
+
+
+def _ask_solver(case: Case, folded: Folded, targets: Targets, tree: BranchAndBound) -> bool:
+    """Looks for a witness by mixed-integer programming, group by group; "infeasible" proves nothing here.
+
+    A little more than zero is asked for, since the solver's point is only as good as its tolerance.
+    """
+    for group in range(len(targets)):
+        if not tree.is_open(group) or case.late:
+            continue
+        for slack in (1e-3, 1e-5):
+            asked = replace(targets, constant=targets.constant + slack)
+            seconds = _share(case, 0.4, 5.0) - time.monotonic()
+            answer = feasible_point(folded, asked, group, max(seconds, 0.1))
+            if answer.point is not None:
+                point = torch.from_numpy(answer.point).to(folded.constant)[None]
+                _look(case, folded, targets, point, torch.tensor([group]))
+            if case.done or not answer.infeasible:
+                break
+    return case.done
+
+
+def _look(case: Case, folded: Folded, targets: Targets, x: Tensor, group: Tensor) -> None:
+    points = descend(folded, targets, x, group)
+    for point in torch.cat([folded.inputs.project(x), points]):
+        if case.witness is None and case.prop.excess(case.graph.values(point.reshape(case.x.shape))[-1]) <= 0:
+            case.witness = case.check(point)
