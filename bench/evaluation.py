@@ -26,7 +26,7 @@ from models.threat import Box, ThreatModel
 for room in ("attacks", "certify"):
     import_modules(room)
 
-ATTACK_ORDER = ("fgsm", "pgd", "deepfool", "cw")
+ATTACK_ORDER = ("fgsm", "strongest")
 CERTIFICATE_ORDER = ("ibp", "polytope", "crown", "alpha-crown")
 
 
@@ -115,6 +115,7 @@ def evaluate(
             flags.append(f"certificate {name} left out: {reason}")
             continue
         certified[_indices(rows[-1], "certified")] = True
+        broken[_indices(rows[-1], "success")] = True
     clash = (certified & broken).nonzero()[:, 0].tolist()
     if clash:
         raise Contradiction(f"samples {clash} are certified and broken: one judge is wrong, report this")
@@ -182,7 +183,12 @@ def _certify(
     if not len(batch):
         return _rows(name, "certificate", batch, start)
     result = CERTIFIERS[name]().run(model, batch, threat, randomness)
-    return _rows(name, "certificate", batch, start, certified=result.certified, lower=result.margin)
+    rows = _rows(name, "certificate", batch, start, certified=result.certified, lower=result.margin)
+    if result.broken is not None and result.witness is not None:
+        rows["success"] = result.broken.cpu().numpy()
+        away = threat.distance(batch.x, result.witness).cpu().numpy()
+        rows["distance"] = np.where(rows["success"], away, np.nan)
+    return rows.assign(settled_by=result.settled_by) if result.settled_by else rows
 
 
 def _indices(frame: pd.DataFrame, column: str) -> Tensor:

@@ -34,9 +34,11 @@ def _keys(cell: Cell) -> tuple[object, ...]:
 
 
 def broken_at(outcomes: pd.DataFrame, eps: float) -> pd.Series:
-    """Which rows show an adversarial example within `eps`: a closer one found at any radius counts."""
-    attack = outcomes["kind"] == "attack"
-    return attack & outcomes["success"] & (outcomes["distance"] <= eps)
+    """Which rows show an adversarial example within `eps`: a closer one found at any radius counts.
+
+    The counterexamples of a complete certificate are such rows too.
+    """
+    return outcomes["success"] & (outcomes["distance"] <= eps)
 
 
 def certified_at(outcomes: pd.DataFrame, eps: float) -> pd.Series:
@@ -45,7 +47,7 @@ def certified_at(outcomes: pd.DataFrame, eps: float) -> pd.Series:
 
 
 def verdicts(outcomes: pd.DataFrame, norm: str, eps: float) -> pd.DataFrame:
-    """One row per (defended, index): clean, attacked (some attack breaks it), certified (some proof holds).
+    """One row per (defended, index): clean, attacked (some judge breaks it), certified (some proof holds).
 
     A sample that is misclassified when clean counts as attacked.
     """
@@ -76,7 +78,7 @@ def contradictions(outcomes: pd.DataFrame) -> list[str]:
             f"sample {row['index']} of {row['data']} on {row['defended']}: '{row['judge']}' certifies "
             f"{row['norm']} {row['eps']:g}, but the model misclassifies it unperturbed"
         )
-    attacks = outcomes[(outcomes["kind"] == "attack") & outcomes["success"] & outcomes["clean"]]
+    attacks = outcomes[outcomes["success"] & outcomes["clean"]]
     pairs = proofs.merge(attacks, on=["data", "defended", "norm", "index"], suffixes=("_proof", "_attack"))
     clash = pairs[pairs["distance_attack"] <= pairs["eps_proof"]]
     for _, row in clash.iterrows():

@@ -78,7 +78,7 @@ def bracket(outcomes: pd.DataFrame, norm: str, eps: float) -> Table:
     ends = {name: (f"{name}_low", f"{name}_high") for name in ("certified", "attacked")}
     caption = (
         f"Robust accuracy at {norm} eps = {eps:g} lies in [certified, attacked]: proofs from below, the worst"
-        " case over all attacks from above (Wilson 95 % intervals in brackets)"
+        " case over all attacks and counterexamples from above (Wilson 95 % intervals in brackets)"
     )
     return Table(f"{norm}-{eps:g}", caption, frame, ("clean", "certified", "attacked", "gap"), ends)
 

@@ -147,7 +147,14 @@ def _certify(
     certificate = certifier.run(model, batch, threat, randomness)
     with torch.no_grad():
         clean = torch.cat([model.logits(part.x).argmax(1) for part in batch.split(256)]) == batch.y
-    frame = _frame(batch, threat, clean=clean, certified=certificate.certified, lower=certificate.margin)
+    found = {"certified": certificate.certified, "lower": certificate.margin}
+    if certificate.broken is not None and certificate.witness is not None:
+        away = threat.distance(batch.x, certificate.witness)
+        found |= {
+            "success": certificate.broken | ~clean,
+            "distance": torch.where(certificate.broken | ~clean, away, torch.nan),
+        }
+    frame = _frame(batch, threat, clean=clean, **found)
     return frame, {"confidence": certificate.confidence}
 
 
