@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ STARTS = 16
 POOL = 200_000_000
 PROGRAM = 400
 INFORMATIVE = 0.02
+LEAF_STEPS = 400
+EXACT_SHARE = 4
 
 Check = Callable[[Tensor], Tensor | None]
 
@@ -48,7 +50,7 @@ class BranchAndBound:
 
     def __init__(
         self, folded: Folded, targets: Targets, check: Check, *, tolerance: float, steps: int = 16,
-        rate: float = 0.1, batch: int = 64,
+        rate: float = 0.1, batch: int = 64, deadline: float = torch.inf,
     ) -> None:  # fmt: skip
         self.folded, self.targets, self.check = folded, targets, check
         self.tolerance, self.steps, self.rate, self.batch = tolerance, steps, rate, batch
@@ -59,11 +61,13 @@ class BranchAndBound:
         self.looked_at = 0
         self.witness: Tensor | None = None
         self.stuck: list[tuple[Tensor, Tensor]] = []
-        self._start()
+        self._start(deadline)
 
-    def _start(self) -> None:
+    def _start(self, deadline: float) -> None:
         roots = Branches.roots(self.folded, self.targets)
-        value, roots, bound = climb(self.dual, roots, steps=40, rate=0.25, stop=self.tolerance)
+        value, roots, bound = climb(
+            self.dual, roots, steps=40, rate=0.25, stop=self.tolerance, deadline=deadline
+        )
         self.looked_at += len(roots)
         self.pool, self.values = roots.select(torch.zeros(0, dtype=torch.long)), value[:0]
         self.places = torch.zeros(0, min(CANDIDATES, self.folded.neurons), dtype=torch.long)
@@ -79,60 +83,77 @@ class BranchAndBound:
         """Whether a branch of this group is undecided."""
         return bool((self.pool.group == group).any()) or any(int(stuck) == group for stuck, _ in self.stuck)
 
+    def drop(self, group: int) -> None:
+        """Forgets a group that was settled elsewhere; its bound is then not this search's to give."""
+        keep = (self.pool.group != group).nonzero()[:, 0]
+        self.pool, self.values = self.pool.select(keep), self.values[keep]
+        self.places, self.slopes = self.places[keep], self.slopes[keep]
+        self.stuck = [(place, value) for place, value in self.stuck if int(place) != group]
+        self.lower[group] = -torch.inf
+
     def run(self, deadline: float) -> Outcome:
         """Goes on until every branch is proved, a witness is found, or time.monotonic() passes `deadline`."""
         while self.witness is None and len(self.pool) and time.monotonic() < deadline:
-            self._round()
+            self._round(deadline)
         lower = self.lower.scatter_reduce(0, self.pool.group, self.values, "amin")
         for group, value in self.stuck:
             lower[group] = min(lower[group], value)
         return Outcome(self.witness, lower, self.open, self.looked_at)
 
-    def _round(self) -> None:
+    def _round(self, deadline: float) -> None:
         started = time.monotonic()
         size = min(self.batch, 16) if self.program is not None else self.batch
         size = max(1, min(size, POOL // (CANDIDATES * 2 * 64 * max(1, self.folded.neurons))))
         order = self.values.argsort()
         taken, rest = order[:size], order[size:]
         parents, places, slopes = self.pool.select(taken), self.places[taken], self.slopes[taken]
+        proved = self.values[taken].repeat(2)
         self.pool, self.values = self.pool.select(rest), self.values[rest]
         self.places, self.slopes = self.places[rest], self.slopes[rest]
         children = self._split(parents, places, slopes)
         value, children, bound = climb(
             self.dual, children, steps=self.steps, rate=self.rate, stop=self.tolerance, goal=self.tolerance
         )
+        # What holds for the parent holds for its children, though their own lines may start lower.
+        value = torch.maximum(value, proved)
         self.looked_at += len(children)
-        self._settle(*self._solved(value, children, bound, 4 * (time.monotonic() - started)))
+        now = time.monotonic()
+        until = min(deadline, now + EXACT_SHARE * (now - started))
+        self._settle(*self._solved(value, children, bound, until))
 
     def _solved(
-        self, value: Tensor, branches: Branches, bound: Bound, seconds: float
+        self, value: Tensor, branches: Branches, bound: Bound, until: float
     ) -> tuple[Tensor, Branches, Bound]:
-        """The same with exact multipliers for the open branches nearest to a proof, for up to `seconds`.
+        """The same with exact multipliers for the open branches nearest to a proof, up to time `until`.
 
         Where the folded network is small a warm linear program costs little more than an ascent,
         and proves what the ascent's last digits leave open.
         """
         if self.program is None:
             return value, branches, bound
-        until, rows, answers = time.monotonic() + seconds, [], []
+        rows, answers = [], []
         for row in value.argsort(descending=True).tolist():
             if value[row] > self.tolerance:
                 continue
-            if time.monotonic() > until:
+            left = until - time.monotonic()
+            if left <= 0:
                 break
             found = self.program.solve(
-                int(branches.group[row]), branches.sign[row], branches.alpha[row], max(1.0, seconds)
+                int(branches.group[row]), branches.sign[row], branches.alpha[row], left
             )
             rows.extend([row] * len(found))
             answers.extend(found)
         if not rows:
             return value, branches, bound
         solved = branches.select(torch.tensor(rows))
-        solved.alpha = torch.stack([answer.alpha for answer in answers])
-        solved.beta = torch.stack([answer.beta for answer in answers])
+        alpha, beta = (
+            torch.stack([getattr(answer, name) for answer in answers]) for name in ("alpha", "beta")
+        )
+        solved.alpha = torch.nan_to_num(alpha, 0.0, 0.0, 0.0).clamp(0, 1)
+        solved.beta = torch.nan_to_num(beta, 0.0, 0.0, 0.0).clamp(min=0)
         exact = self.dual.bound(solved)
         for place, row in enumerate(rows):
-            if exact.value[place] > value[row]:
+            if value[row] < exact.value[place] < torch.inf:
                 value[row] = exact.value[place]
                 branches.alpha[row], branches.beta[row] = solved.alpha[place], solved.beta[place]
                 for name in ("value", "q", "t"):
@@ -158,7 +179,8 @@ class BranchAndBound:
     def _fixed(self, branches: Branches, places: Tensor, slopes: Tensor, sign: int) -> Branches:
         """The branches with one more phase imposed each, at neuron places (b,) of coefficients slopes (b,).
 
-        The new multiplier reproduces the parent's lower line, so that no child starts below its parent.
+        The new multiplier reproduces the parent's lower line. Where the parent took the chord (slopes < 0) a
+        child may start lower, since z may leave its bounds under the other neurons' lines.
         """
         signs, beta, rows = branches.sign.clone(), branches.beta.clone(), torch.arange(len(places))
         leak = self.folded.leak[places]
@@ -169,6 +191,7 @@ class BranchAndBound:
 
     def _settle(self, value: Tensor, branches: Branches, bound: Bound) -> None:
         """Books proved branches, looks for a witness at the minimisers of the others, and keeps these."""
+        value, bound = self._insisted(value, branches, bound)
         proved = value > self.tolerance
         self.lower.scatter_reduce_(0, branches.group[proved], value[proved], "amin")
         rows = (~proved).nonzero()[:, 0]
@@ -199,13 +222,26 @@ class BranchAndBound:
         self.values, self.places = torch.cat([self.values, value]), torch.cat([self.places, places])
         self.slopes = torch.cat([self.slopes, q.gather(1, places)])
 
+    def _insisted(self, value: Tensor, branches: Branches, bound: Bound) -> tuple[Tensor, Bound]:
+        """The same after a long ascent of the open branches without a neuron to split, which end here."""
+        rows = ((value <= self.tolerance) & (branches.sign != 0).all(1)).nonzero()[:, 0]
+        if not len(rows):
+            return value, bound
+        found, _, last = climb(
+            self.dual, branches.select(rows), steps=LEAF_STEPS, rate=0.3, stop=self.tolerance
+        )
+        x = bound.x.clone()
+        x[rows] = last.x
+        value = value.scatter(0, rows, torch.maximum(value[rows], found))
+        return value, replace(bound, x=x)
+
     def _look(self, value: Tensor, group: Tensor, x: Tensor) -> None:
         order = value.argsort()[:STARTS]
         points = descend(self.folded, self.targets, x[order], group[order])
         _, a = self.folded.outputs(points)
         excess = self.targets.values(points, a).amax(2).amin(1)
         for row in excess.argsort().tolist():
-            if excess[row] > 1e-6:
+            if not excess[row] <= 1e-6:
                 break
             found = self.check(points[row])
             if found is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,9 @@ class Branches:
             alpha = (folded.upper >= -folded.lower).to(folded.constant)
         size, shape = len(targets), (len(targets), folded.neurons)
         weight = targets.real / targets.real.sum(1, keepdim=True)
+        if targets.anchored:
+            weight = torch.zeros_like(weight)
+            weight[:, 0] = 1.0
         zero = folded.constant.new_zeros(shape)
         sign = torch.zeros(shape, dtype=torch.int8, device=zero.device)
         device = zero.device
@@ -165,12 +169,14 @@ def climb(
     rate: float,
     stop: float = torch.inf,
     goal: float | None = None,
+    deadline: float = torch.inf,
 ) -> tuple[Tensor, Branches, Bound]:
     """The best bound (b,) that `steps` steps of ascent meet, the branches at it, and its pass.
 
-    Branches whose bound is above `stop` leave. alpha moves by `rate` a step at most, beta by `rate` times
-    its neuron's coefficient. With a `goal` the step along Adam's direction is the one that would reach it
-    if the bound were linear (Polyak's rule, which needs no schedule); without, the rate shrinks tenfold.
+    Branches whose bound is above `stop` leave; all stop when time.monotonic() passes `deadline`. alpha
+    moves by `rate` a step at most, beta by `rate` times its neuron's coefficient. With a `goal` the step
+    along Adam's direction is the one that would reach it if the bound were linear (Polyak's rule, which
+    needs no schedule); without, the rate shrinks tenfold.
     """
     value = branches.weight.new_full((len(branches),), -torch.inf)
     best, last = branches.select(torch.arange(len(branches))), None
@@ -178,14 +184,14 @@ def climb(
     adam = [Adam.like(part) for part in (branches.alpha, branches.beta, branches.weight)]
     for step in range(steps + 1):
         bound = dual.bound(moving)
-        better = bound.value > value[live]
+        better = (bound.value > value[live]) & bound.value.isfinite()
         last = _record(last, bound, live, better)
         chosen = live[better]
         value[chosen] = bound.value[better]
         for name in FIELDS[2:]:
             getattr(best, name)[chosen] = getattr(moving, name)[better]
         rows = (value[live] <= stop).nonzero()[:, 0]
-        if step == steps or not len(rows):
+        if step == steps or not len(rows) or time.monotonic() > deadline:
             break
         if len(rows) < len(live):
             live, moving, bound = live[rows], moving.select(rows), bound.select(rows)
@@ -215,7 +221,8 @@ def _ascended(
         size = torch.where(rise > 0, missing / rise.clamp(min=1e-300), size).clamp(min=0.0, max=limit)
     weight = branches.weight
     if weight.shape[1] > 1:
-        weight = _simplex_step(weight, limit * adam[2].direction(up_weight))
+        step = limit * adam[2].direction(up_weight)
+        weight = _anchored_step(weight, step) if dual.targets.anchored else _simplex_step(weight, step)
     return Branches(
         branches.group,
         branches.sign,
@@ -232,6 +239,13 @@ def _record(last: Bound | None, bound: Bound, live: Tensor, better: Tensor) -> B
     for name in PARTS:
         getattr(last, name)[rows] = getattr(bound, name)[better]
     return last
+
+
+def _anchored_step(weight: Tensor, step: Tensor) -> Tensor:
+    """The first weight stays one, the others move and stay non-negative."""
+    moved = (weight + step).clamp(min=0)
+    moved[:, 0] = 1.0
+    return moved
 
 
 def _simplex_step(weight: Tensor, step: Tensor) -> Tensor:

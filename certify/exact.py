@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from certify.base import Certifier, Decision, register_certifier
 from certify.graph import Graph, trace
 from certify.ibp import interval_margins
-from certify.prepare import prepare
+from certify.prepare import AGREEMENT, prepare
 from certify.property import Property, robustness
 from certify.settle import Accept, Case, Verdict, settle_case
 from models.base import Batch, Classifier, frozen
@@ -32,7 +32,8 @@ def settle(network: nn.Module, prop: Property, *, seconds: float, seed: int = 0)
     network is any traceable nn.Module from (1, ...) to (1, outputs); the witness of a broken property is
     (1, ...) float64, inside the bounds, and unsafe for the network in double precision.
     Raises UserError for a time that is not positive, weights that are not finite, outputs of another
-    number than the property speaks of, or, naming it, an operation that is not understood.
+    number or inputs of another shape than the property speaks of, outputs that overflow or differ from the
+    traced operations', or, naming it, an operation that is not understood.
     """
     started = time.monotonic()
     if not seconds > 0:
@@ -58,9 +59,25 @@ def _traced(double: nn.Module, model: Classifier, x: Tensor) -> tuple[Graph, Ten
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"weight '{name}' is NaN or infinite: the network computes nothing")
     graph = trace(double)
-    outputs = graph.num_classes(x)
+    try:
+        outputs = graph.num_classes(x)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the network takes no input of the property's shape {tuple(x.shape[1:])}: {reason}"
+        ) from error
     if outputs != model.num_classes:
         raise UserError(f"the network has {outputs} outputs but the property speaks of {model.num_classes}")
+    with torch.no_grad():
+        ours, theirs = graph.values(x)[-1], double(x)
+    if not bool(torch.isfinite(ours).all()):
+        raise UserError("the network's outputs overflow at the centre of the input bounds: scale its weights")
+    difference = float((ours - theirs).abs().amax())
+    if not difference <= AGREEMENT * max(1.0, float(ours.abs().amax())):
+        raise UserError(
+            f"the network computes something else than its traced operations (difference {difference:.2g}): "
+            "write its forward without hidden state or in-place changes"
+        )
     return graph, x
 
 
@@ -143,6 +160,7 @@ def _accepted(model: Classifier, sample: Batch, threat: ThreatModel) -> Accept:
     def accept(point: Tensor) -> Tensor | None:
         moved = threat.project(sample.x, point.to(sample.x))
         with torch.no_grad():
-            return moved if bool((model.logits(moved).argmax(1) != sample.y).all()) else None
+            errs = model.logits(moved).argmax(1) != sample.y
+        return moved if bool((errs & threat.contains(sample.x, moved)).all()) else None
 
     return accept

@@ -21,21 +21,23 @@ class Targets:
     """Affine functions of a folded network in groups.
 
     input_rows (c, k, d), neuron_rows (c, k, m), constant (c, k). Group c is one clause: an unsafe
-    point makes all its k functions <= 0. `real` (c, k) is False for padding.
+    point makes all its k functions <= 0. `real` (c, k) is False for padding. In `anchored` groups the
+    first function counts once, and the others by multipliers of their own: they are assumed to be <= 0.
     """
 
     input_rows: Tensor
     neuron_rows: Tensor
     constant: Tensor
     real: Tensor
+    anchored: bool = False
 
     def __len__(self) -> int:
         return len(self.constant)
 
     def select(self, groups: Tensor) -> Targets:
         """Some of the groups."""
-        parts = (self.input_rows, self.neuron_rows, self.constant, self.real)
-        return Targets(*(part[groups] for part in parts))
+        inputs, neurons = self.input_rows[groups], self.neuron_rows[groups]
+        return Targets(inputs, neurons, self.constant[groups], self.real[groups], self.anchored)
 
     def values(self, x: Tensor, outputs: Tensor) -> Tensor:
         """Every function (b, c, k) at inputs x (b, d) and neuron outputs (b, m); -inf in the padding."""

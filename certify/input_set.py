@@ -52,12 +52,21 @@ class InputSet:
             low = torch.where(outside[:, None], middle, low)
             high = torch.where(outside[:, None], high, middle)
         move = self._move(rows, high, below, above)
+        point = self._filled(move, self._move(rows, low, below, above))
         linear = rows @ self.centre
         value = linear + (rows * move).sum(1) + high[:, 0] * self._penalty(move)
         free = self._move(rows, torch.zeros_like(high), below, above)
         inside = vector_norm(free, self.norm) <= self.eps
         value = torch.where(inside, linear + (rows * free).sum(1), value)
-        return value, self.centre + self._within(torch.where(inside[:, None], free, move))
+        return value, self.centre + self._within(torch.where(inside[:, None], free, point))
+
+    def _filled(self, move: Tensor, beyond: Tensor) -> Tensor:
+        """For l1, where the minimiser jumps: as far from `move` towards `beyond` as the ball allows."""
+        if self.norm != "l1":
+            return move
+        short, long = vector_norm(move, "l1"), vector_norm(beyond, "l1")
+        share = ((self.eps - short) / (long - short).clamp(min=1e-300)).clamp(0, 1)
+        return move + share[:, None] * (beyond - move)
 
     def _largest_multiplier(self, rows: Tensor) -> Tensor:
         """A multiplier at which the penalised minimum lies inside the ball: (k, 1)."""
@@ -91,7 +100,7 @@ class InputSet:
         return clipped if self.norm == "linf" else self.centre + self._within(clipped - self.centre)
 
     def steepest(self, rows: Tensor) -> Tensor:
-        """The direction of fastest decrease of rows . x, of unit size in the set's own norm: (k, d)."""
+        """A direction (k, d) in which rows . x falls, as long as the set: half the box, or eps in l2."""
         if self.norm == "linf":
             return -rows.sign() * (self.upper - self.lower) / 2
         length = vector_norm(rows, "l2").clamp(min=1e-300)

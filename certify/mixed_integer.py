@@ -72,7 +72,9 @@ def _program(folded: Folded, targets: Targets, group: int) -> highspy.HighsLp:
     ends = [torch.where(end > 0, end, folded.leak * end).numpy() for end in (folded.lower, folded.upper)]
     program.col_lower_ = np.concatenate([folded.inputs.lower.numpy(), lower, ends[0], none])
     program.col_upper_ = np.concatenate([folded.inputs.upper.numpy(), upper, ends[1], none + 1])
-    program.row_lower_ = np.concatenate([constant, none, none, least, least, np.full(len(limit), least[0])])
+    program.row_lower_ = np.concatenate(
+        [constant, none, none, least, least, np.full(len(limit), -highspy.kHighsInf)]
+    )
     program.row_upper_ = np.concatenate([constant, most, most, -low, none, limit])
     program.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
     program.a_matrix_.start_, program.a_matrix_.index_ = matrix.indptr, matrix.indices

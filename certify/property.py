@@ -12,7 +12,10 @@ from models.errors import UserError
 
 @dataclass(frozen=True)
 class Clause:
-    """One unsafe set of outputs y: rows . y + offsets <= 0 in each entry; rows (k, outputs), offsets (k,)."""
+    """One unsafe set of outputs y: rows . y + offsets <= 0 in each entry; rows (k, outputs), offsets (k,).
+
+    Both are kept in float64, k >= 1. Raises UserError for other shapes, and for NaN or infinity.
+    """
 
     rows: Tensor
     offsets: Tensor
@@ -23,6 +26,13 @@ class Clause:
                 f"a clause needs rows (k, outputs) and offsets (k,), not {tuple(self.rows.shape)} "
                 f"and {tuple(self.offsets.shape)}"
             )
+        if not len(self.rows):
+            raise UserError("a clause without rows calls every output unsafe: give it one row or more")
+        for name in ("rows", "offsets"):
+            part = getattr(self, name).double()
+            if not bool(torch.isfinite(part).all()):
+                raise UserError(f"the {name} of a clause contain NaN or infinity")
+            object.__setattr__(self, name, part)
 
     def excess(self, outputs: Tensor) -> Tensor:
         """max over the rows of rows . y + offsets, for outputs (n, outputs): (n,), <= 0 where unsafe."""
@@ -34,7 +44,7 @@ class Property:
     """Every input between lower and upper (both (c, h, w) or (d,)) keeps out of all unsafe sets.
 
     It is broken where some input's outputs fall in at least one of the clauses.
-    Raises UserError for bounds that cross, are not finite, or clauses of different widths.
+    Raises UserError for bounds that cross, are not finite, for no clauses, or clauses of different widths.
     """
 
     lower: Tensor
@@ -51,6 +61,8 @@ class Property:
             raise UserError("every input needs a finite lower and upper bound")
         if bool((self.lower > self.upper).any()):
             raise UserError("an input's lower bound is above its upper bound: the input set is empty")
+        if not self.clauses:
+            raise UserError("a property without clauses calls no output unsafe: give it one or more")
         if len({clause.rows.shape[1] for clause in self.clauses}) > 1:
             raise UserError("the clauses speak of different numbers of outputs")
 

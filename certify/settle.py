@@ -9,24 +9,31 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation, adaptive_slope, parallel_slope, relax
+from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.branching import BranchAndBound
+from certify.contradiction import Assumed, assume_broken
 from certify.counterexample import search
 from certify.descent import descend
 from certify.dual import Branches, Dual, climb
 from certify.folded import Folded, Targets, folded_network
 from certify.graph import Graph
 from certify.input_set import InputSet
+from certify.input_splitting import clause_bounds, split_inputs
 from certify.lowering import without_max_pool
 from certify.mixed_integer import feasible_point
 from certify.property import Property
 from certify.tighten import tightened
+from models.errors import NotApplicable
 from models.randomness import Randomness
 from models.threat import ThreatModel
 
 # Beyond this many unstable neurons the folded network's table takes more memory than a laptop has.
 NEURONS = 8000
-PROGRAM = 600
+PROGRAM = 300
+ASSUMED = 700
+
+# Up to this many inputs, cutting their box is worth more than fixing the phases of ReLUs.
+FEW_INPUTS = 16
 
 # The caller's own judgement of a counterexample (1, ...): as it accepts it, or None.
 Accept = Callable[[Tensor], Tensor | None]
@@ -70,7 +77,7 @@ class Case:
     @property
     def open(self) -> Tensor:
         """The clauses (k,) that nothing is proved of."""
-        return (self.lower <= self.tolerance).nonzero()[:, 0]
+        return (~(self.lower > self.tolerance)).nonzero()[:, 0]
 
     @property
     def done(self) -> bool:
@@ -90,7 +97,8 @@ class Case:
 def settle_case(case: Case, randomness: Randomness, *, descended: bool = False) -> tuple[str, Case]:
     """Runs the steps, cheapest first, until one decides; returns its name.
 
-    descend -> crown (with polytope) -> alpha -> tighten -> branch -> milp -> branch.
+    descend -> crown (with polytope) -> input-split where inputs are few -> alpha -> tighten -> branch ->
+    assumption (a smaller network for each clause, with a mixed-integer program) -> branch.
     """
     inputs = InputSet.of(case.x, case.threat)
     if not descended:
@@ -101,27 +109,30 @@ def settle_case(case: Case, randomness: Randomness, *, descended: bool = False) 
     with torch.no_grad():
         case.graph = without_max_pool(case.graph, case.x)
         relaxation = relax(case.graph, case.x, case.threat, parallel_slope, adaptive_slope)
-        case.lower = torch.maximum(case.lower, _clause_bounds(relaxation, case.prop))
+        case.lower = torch.maximum(case.lower, clause_bounds(relaxation, case.prop)[0])
         if case.done or case.late:
             return "crown", case
+        if case.x[0].numel() <= FEW_INPUTS and case.threat.norm == "linf" and _split_inputs(case):
+            return "input-split", case
         clauses = [case.prop.clauses[i] for i in case.open.tolist()]
-        folded, targets = folded_network(
-            relaxation, [clause.rows for clause in clauses], [clause.offsets for clause in clauses]
-        )
+        try:
+            folded, targets = folded_network(
+                relaxation, [clause.rows for clause in clauses], [clause.offsets for clause in clauses]
+            )
+        except NotApplicable:
+            return "crown", case
         if folded.neurons > NEURONS:
             return "crown", case
         return _on_folded(case, folded, targets), case
 
 
-def _clause_bounds(relaxation: Relaxation, prop: Property) -> Tensor:
-    last = len(relaxation.graph.nodes) - 1
-    rows = torch.cat([clause.rows for clause in prop.clauses]).to(relaxation.x).unsqueeze(0)
-    offsets = torch.cat([clause.offsets for clause in prop.clauses]).to(relaxation.x)
-    lower = (
-        torch.maximum(relaxation.lower(last, rows), relaxation.with_alpha({}).lower(last, rows))[0] + offsets
+def _split_inputs(case: Case) -> bool:
+    """Branches on the inputs for most of the time; where it does not end, what it proved is kept."""
+    split = split_inputs(
+        case.graph, case.prop, case.check, tolerance=case.tolerance, deadline=_share(case, 0.7)
     )
-    parts = lower.split([len(clause.offsets) for clause in prop.clauses])
-    return torch.stack([part.amax() for part in parts])
+    case.witness, case.lower = split.witness, torch.maximum(case.lower, split.lower)
+    return case.done
 
 
 def _on_folded(case: Case, folded: Folded, targets: Targets) -> str:
@@ -139,17 +150,45 @@ def _on_folded(case: Case, folded: Folded, targets: Targets) -> str:
     keep = (value <= case.tolerance).nonzero()[:, 0]
     groups, targets = groups[keep], targets.select(keep)
     folded, targets = tightened(folded, targets, steps=25, rate=0.25, deadline=_share(case, 0.3))
-    tree = BranchAndBound(folded, targets, case.check, tolerance=case.tolerance)
+    tree = BranchAndBound(folded, targets, case.check, tolerance=case.tolerance, deadline=case.deadline)
     if _branch(case, tree, groups, _share(case, 0.15, 3.0)):
         return "tighten" if tree.looked_at <= len(targets) else "branch"
-    if (
-        folded.inputs.norm == "linf"
-        and folded.neurons <= PROGRAM
-        and _ask_solver(case, folded, targets, tree)
-    ):
-        return "milp"
+    if folded.neurons <= ASSUMED and targets.constant.shape[1] == 1:
+        _by_assumption(case, folded, targets, groups, tree)
+        if case.done:
+            return "assumption"
     _branch(case, tree, groups, case.deadline)
     return "branch"
+
+
+def _by_assumption(
+    case: Case, folded: Folded, targets: Targets, groups: Tensor, tree: BranchAndBound
+) -> None:
+    """Supposes clause by clause that it can be broken: refutes it, or searches the smaller network left."""
+    waiting = [group for group in range(len(targets)) if tree.is_open(group)]
+    until, slack = _share(case, 0.6, 3.0), 2 * case.tolerance
+    for place, group in enumerate(waiting):
+        now = time.monotonic()
+        end = now + max(0.0, until - now) / (len(waiting) - place)
+        assumed = assume_broken(folded, targets, group, slack=slack, deadline=end)
+        if assumed.refuted or _refuted_by_search(case, assumed, slack, end):
+            case.lower[groups[group]] = max(float(case.lower[groups[group]]), slack)
+            tree.drop(group)
+        if case.done or case.late:
+            return
+
+
+def _refuted_by_search(case: Case, assumed: Assumed, slack: float, end: float) -> bool:
+    """Whether branch and bound proves that nothing is left under the assumption; books a witness it finds."""
+    part = BranchAndBound(assumed.folded, assumed.targets, case.check, tolerance=slack, deadline=end)
+    outcome = part.run(_middle(end))
+    if outcome.witness is None and outcome.open:
+        _ask_solver(case, assumed, end)
+        if case.witness is not None:
+            return False
+        outcome = part.run(end)
+    case.witness = outcome.witness
+    return outcome.witness is None and outcome.open == 0
 
 
 def _branch(case: Case, tree: BranchAndBound, groups: Tensor, until: float) -> bool:
@@ -165,24 +204,29 @@ def _share(case: Case, fraction: float, least: float = 0.0) -> float:
     return min(case.deadline, now + max(least, fraction * (case.deadline - now)))
 
 
-def _ask_solver(case: Case, folded: Folded, targets: Targets, tree: BranchAndBound) -> bool:
-    """Looks for a witness by mixed-integer programming, group by group; "infeasible" proves nothing here.
+def _middle(end: float) -> float:
+    """The time.monotonic() half-way from now to `end`."""
+    return (time.monotonic() + end) / 2
 
-    A little more than zero is asked for, since the solver's point is only as good as its tolerance.
+
+def _ask_solver(case: Case, assumed: Assumed, end: float) -> None:
+    """Looks for a witness by mixed-integer programming; what it calls infeasible is not believed.
+
+    A little more than zero is asked for first, since the solver's point is only as good as its tolerance.
     """
-    for group in range(len(targets)):
-        if not tree.is_open(group) or case.late:
-            continue
-        for slack in (1e-3, 1e-5):
-            asked = replace(targets, constant=targets.constant + slack)
-            seconds = _share(case, 0.4, 5.0) - time.monotonic()
-            answer = feasible_point(folded, asked, group, max(seconds, 0.1))
-            if answer.point is not None:
-                point = torch.from_numpy(answer.point).to(folded.constant)[None]
-                _look(case, folded, targets, point, torch.tensor([group]))
-            if case.done or not answer.infeasible:
-                break
-    return case.done
+    folded, targets = assumed.folded, assumed.targets
+    if folded.inputs.norm != "linf" or folded.neurons > PROGRAM:
+        return
+    for slack in (1e-3, 1e-5):
+        seconds = _middle(end) - time.monotonic()
+        if seconds <= 0:
+            return
+        answer = feasible_point(folded, replace(targets, constant=targets.constant + slack), 0, seconds)
+        if answer.point is not None:
+            point = torch.from_numpy(answer.point).to(folded.constant)[None]
+            _look(case, folded, targets, point, torch.tensor([0]))
+        if case.witness is not None or not answer.infeasible:
+            return
 
 
 def _look(case: Case, folded: Folded, targets: Targets, x: Tensor, group: Tensor) -> None:

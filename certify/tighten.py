@@ -47,10 +47,8 @@ def _both_sides(folded: Folded, layer: slice, steps: int, rate: float, deadline:
     for rows in torch.arange(len(sides)).split(size):
         part = sides.select(rows)
         dual = Dual(earlier, part)
-        spent = time.monotonic() > deadline
-        value, _, _ = climb(
-            dual, Branches.roots(earlier, part), steps=0 if spent else steps, rate=rate, stop=0.0
-        )
+        roots = Branches.roots(earlier, part)
+        value, _, _ = climb(dual, roots, steps=steps, rate=rate, stop=0.0, deadline=deadline)
         found[rows] = value
     return found
 

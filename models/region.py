@@ -27,7 +27,7 @@ class Region(ThreatModel):
     high: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def __post_init__(self) -> None:
-        if self.low.shape != self.high.shape or bool((self.low > self.high).any()):
+        if self.low.shape != self.high.shape or not bool((self.low <= self.high).all()):
             raise UserError("a region needs lower <= upper for every input")
 
     @property
@@ -36,8 +36,13 @@ class Region(ThreatModel):
         return (self.low + self.high) / 2
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The region itself, in x's dtype."""
-        return self.low.to(x), self.high.to(x)
+        """The region itself, in x's dtype, rounded inwards where x's dtype has a number inside."""
+        lower, upper = self.low.to(x), self.high.to(x)
+        up = torch.full_like(lower, math.inf)
+        above = torch.where(lower.double() < self.low, torch.nextafter(lower, up), lower)
+        below = torch.where(upper.double() > self.high, torch.nextafter(upper, -up), upper)
+        crossed = above > below
+        return torch.where(crossed, lower, above), torch.where(crossed, upper, below)
 
     def contains(self, x: Tensor, other: Tensor) -> Tensor:
         """Whether each `other` (n, ...) lies in its sample's box: bool (n,)."""

@@ -139,11 +139,19 @@ def test_models_do_not_mix() -> None:
     assert contradictions(frame) == []
 
 
-def test_a_certificates_rows_break_nothing_and_an_attacks_rows_prove_nothing() -> None:
+def test_an_attacks_rows_prove_nothing_and_a_proof_is_no_counterexample() -> None:
     attack = outcomes(attacked(cell("pgd"), [0.05, None])).assign(certified=True)
-    proof = outcomes(proved(cell("ibp", **PROOF), [True, False])).assign(success=True, distance=0.01)
     assert not certified_at(attack, 0.1).any()
-    assert not broken_at(proof, 0.1).any()
+    assert not broken_at(outcomes(proved(cell("ibp", **PROOF), [True, False])), 0.1).any()
+
+
+def test_a_complete_certificates_counterexample_breaks_as_an_attacks_does() -> None:
+    rows = outcomes(proved(cell("exact", **PROOF), [False, False]))
+    rows["success"], rows["distance"] = [True, False], [0.1, np.nan]
+    assert broken_at(rows, 0.1).tolist() == [True, False]
+    assert not broken_at(rows, 0.09).any()
+    other = outcomes(proved(cell("ibp", **PROOF), [True, False]))
+    assert len(contradictions(pd.concat([rows, other], ignore_index=True))) == 1
 
 
 def test_a_planted_contradiction_is_named() -> None:
