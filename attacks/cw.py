@@ -1,4 +1,4 @@
-"""Carlini and Wagner's l2 attack: the smallest perturbation by descent and a search for the penalty."""
+"""Carlini and Wagner's attacks: the smallest perturbation by descent and a search for the penalty."""
 
 from __future__ import annotations
 
@@ -9,21 +9,17 @@ from torch import Tensor
 
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
+from attacks.cw_l0 import lower_count
+from attacks.cw_linf import lower_threshold
 from attacks.deepfool import walk
 from attacks.losses import against, margin_loss, rounding
 from attacks.nearest import Best
+from attacks.unbounded import Adam, FirstSuccess, bounded, unbounded
 from models.base import Batch
 from models.cost import Cost
 from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import Box, ThreatModel, per_sample, vector_norm
-
-SHRINK = 1 - 1e-6
-
-
-def unbounded(x: Tensor, box: Box) -> Tensor:
-    """w with tanh(w) = the place of x in the box from -1 to 1, shrunk so that w is finite on its faces."""
-    return torch.atanh(((x - box.lower) / box.width * 2 - 1) * SHRINK)
 
 
 @dataclass
@@ -46,48 +42,26 @@ class Penalties:
         self.weight = torch.where(bracketed, (self.lower + self.upper) / 2, self.weight * 10)
 
 
-@dataclass
-class Adam:
-    """Adam's moments of each sample (k, ...), dropped sample by sample (Kingma, Ba 2015, algorithm 1)."""
-
-    rate: float
-    first: Tensor
-    second: Tensor
-    count: int = 0
-
-    def step(self, gradient: Tensor) -> Tensor:
-        """The change to make after seeing `gradient`."""
-        self.count += 1
-        self.first = 0.9 * self.first + 0.1 * gradient
-        self.second = 0.999 * self.second + 0.001 * gradient.square()
-        mean = self.first / (1 - 0.9**self.count)
-        scale = (self.second / (1 - 0.999**self.count)).sqrt()
-        # Far below any gradient of a saturated tanh, which would freeze under the usual 1e-8.
-        return -self.rate * mean / (scale + 1e-20)
-
-    def keep(self, rows: Tensor) -> None:
-        """Forgets the samples outside the mask `rows` (k,)."""
-        self.first, self.second = self.first[rows], self.second[rows]
-
-
 @register_attack("cw")
 @dataclass(frozen=True, kw_only=True)
 class CarliniWagner(Attack):
-    """Finds the nearest misclassified point in l2, nearer on average than DeepFool's.
+    """Finds the nearest misclassified point in l2, linf or l0, nearer on average than DeepFool's.
 
-    Solves min_w ||x' - x||^2 + c max(z_y - max_{j != y} z_j + confidence, 0) over
+    In l2 it solves min_w ||x' - x||^2 + c max(z_y - max_{j != y} z_j + confidence, 0) over
     x' = lower + width (tanh(w) + 1) / 2 by Adam in w. c is searched per sample in `rounds` rounds of at most
     `steps` steps, from the value at which the linearised model crosses; a sample leaves a round
     when its own objective has not fallen by 0.1 % for `patience` steps, so that nothing depends
     on the batch. The nearest misclassified iterate is kept. `warm_start` begins each round at
     DeepFool's point, so that the end is never farther, and needs far fewer steps: at a saturated
     pixel tanh is flat, and from x itself (the paper's start) Adam takes hundreds of steps to leave it.
+    linf and l0 lower a bound instead, on every entry's change or on the number of entries that may change,
+    up to `bounds` times, and descend within it for at most `bound_steps` steps of `bound_rate`.
     With an eps, a point farther than eps is handed over projected on the ball.
-    Source: Carlini, Wagner 2017, 1608.04644, section V, loss f_6.
+    Source: Carlini, Wagner 2017, 1608.04644, sections V and VI, loss f_6.
     """
 
     paper = "Carlini, Wagner 2017, 1608.04644"
-    norms = ("l2",)
+    norms = ("l2", "linf", "l0")
     minimal = True
     cost = Cost.MEDIUM
 
@@ -97,6 +71,9 @@ class CarliniWagner(Attack):
     confidence: float = 0.0
     patience: int = 10
     warm_start: bool = True
+    bounds: int = 25
+    bound_steps: int = 20
+    bound_rate: float = 0.3
 
     def __post_init__(self) -> None:
         if self.confidence < 0:
@@ -107,10 +84,18 @@ class CarliniWagner(Attack):
     ) -> Tensor:
         x, rows = batch.x, torch.arange(len(batch), device=batch.x.device)
         best = Best.none(x)
-        start = self._warm(model, batch, rows, threat, best) if self.warm_start else x
-        penalties = Penalties(_first_weights(model, batch, rows))
-        for _ in range(self.rounds):
-            penalties.update(self._descend(model, batch, start, threat.box, penalties.weight, best))
+        walked = ThreatModel("linf" if threat.norm == "linf" else "l2", None, threat.box)
+        start = self._warm(model, batch, rows, walked, best) if self.warm_start else x
+        if threat.norm == "l2":
+            penalties = Penalties(_first_weights(model, batch, rows))
+            for _ in range(self.rounds):
+                penalties.update(self._descend(model, batch, start, threat.box, penalties.weight, best))
+            return threat.project(x, best.point)
+        descent = FirstSuccess(self.bound_steps, self.bound_rate, self.confidence)
+        if threat.norm == "l0":
+            best.distance = torch.where(best.found, threat.distance(x, best.point).float(), torch.inf)
+        lower = lower_count if threat.norm == "l0" else lower_threshold
+        lower(model, batch, threat, start, best, rounds=self.bounds, descent=descent)
         return threat.project(x, best.point)
 
     def _warm(
@@ -128,14 +113,15 @@ class CarliniWagner(Attack):
         self, model: GradientAccess, batch: Batch, start: Tensor, box: Box, weight: Tensor, best: Best
     ) -> Tensor:
         """One round at penalty `weight` (n,) from `start` (n, ...): whether a sample succeeded in it (n,)."""
-        live, w = torch.arange(len(start), device=start.device), unbounded(start, box)
-        adam = Adam(self.learning_rate, torch.zeros_like(w), torch.zeros_like(w))
+        live, w = torch.arange(len(start), device=start.device), unbounded(start, box.lower, box.upper)
+        adam = Adam.on(w, self.learning_rate)
         lowest = torch.full_like(weight, torch.inf)
         stalled = torch.zeros(len(w), dtype=torch.int64, device=w.device)
         success = torch.zeros(len(w), dtype=torch.bool, device=w.device)
         for _ in range(self.steps):
-            x, y, c, tanh = batch.x[live], batch.y[live], weight[live], torch.tanh(w)
-            z = box.clamp(box.lower + box.width / 2 * (tanh + 1))
+            x, y, c = batch.x[live], batch.y[live], weight[live]
+            z, slant = bounded(w, box.lower, box.upper)
+            z = box.clamp(z)
             logits, value, slope = model.gradient(z, live, against(margin_loss, y))
             slack = rounding(logits)
             distance = vector_norm(z - x, "l2")
@@ -144,7 +130,7 @@ class CarliniWagner(Attack):
             success[live] |= wrong
             hinge = (self.confidence + 2 * slack - value).clamp(min=0)
             pull = 2 * (z - x) - per_sample(c * (hinge > 0), x) * slope
-            w = w + adam.step(pull * (box.width / 2) * (1 - tanh.square()))
+            w = w + adam.step(pull * slant)
             objective = distance.square() + c * hinge
             fell = objective < lowest[live] * (1 - 1e-3)
             lowest[live] = torch.where(fell, objective, lowest[live])

@@ -37,12 +37,20 @@ class Best:
 
 
 def closer(
-    model: GradientAccess, batch: Batch, rows: Tensor, threat: ThreatModel, best: Best, halvings: int
+    model: GradientAccess,
+    batch: Batch,
+    rows: Tensor,
+    threat: ThreatModel,
+    best: Best,
+    halvings: int,
+    *,
+    span: float = 1.0,
 ) -> None:
     """Improves the found points of `best` by `halvings` forward passes (and one backward pass for l0).
 
-    Each norm but l0 bisects the segment to x. For l0 the entries are ranked by what their change gains
-    to first order, and the number of the least useful ones that can be taken back is bisected.
+    Each norm but l0 bisects the last part `span` of the segment from x. For l0 the entries are ranked by
+    what their change gains to first order, and the number of the least useful ones that can be taken
+    back is bisected.
     """
     found = best.found[rows]
     rows = rows[found]
@@ -54,7 +62,7 @@ def closer(
         gain = (slope * (point - x)).flatten(1)
         gain = gain.masked_fill((point == x).flatten(1), torch.inf)
         rank = gain.argsort(dim=1, stable=True).argsort(dim=1).reshape(x.shape)
-    low = torch.zeros(len(rows), device=x.device)
+    low = torch.full((len(rows),), 0.0 if threat.norm == "l0" else 1 - span, device=x.device)
     high = threat.distance(x, point).to(low) if threat.norm == "l0" else torch.ones_like(low)
     total = high
     for _ in range(halvings):

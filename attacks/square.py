@@ -208,7 +208,7 @@ class Square(Attack):
     paper = "Andriushchenko, Croce, Flammarion, Hein 2020, 1912.00049"
     norms = ("linf", "l2")
     access = "scores"
-    cost = Cost.MEDIUM
+    cost = Cost.EXPENSIVE
 
     queries: int = 5000
     area: float = 0.8

@@ -116,9 +116,7 @@ def evaluate(
             continue
         certified[_indices(rows[-1], "certified")] = True
         broken[_indices(rows[-1], "success")] = True
-    clash = (certified & broken).nonzero()[:, 0].tolist()
-    if clash:
-        raise Contradiction(f"samples {clash} are certified and broken: one judge is wrong, report this")
+    _check_agreement(certified, broken)
     return Evaluation(
         name=judged.name,
         norm=norm,
@@ -130,6 +128,13 @@ def evaluate(
         outcomes=pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(),
         flags=tuple(flags),
     )
+
+
+def _check_agreement(certified: Tensor, broken: Tensor) -> None:
+    """Raises Contradiction where a sample is both."""
+    clash = (certified & broken).nonzero()[:, 0].tolist()
+    if clash:
+        raise Contradiction(f"samples {clash} are certified and broken: one judge is wrong, report this")
 
 
 def _inputs(

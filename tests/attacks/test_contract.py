@@ -14,6 +14,7 @@ from attacks.base import ATTACKS, Attack
 from attacks.cascade import Cascade
 from attacks.cw import CarliniWagner
 from attacks.jsma import JSMA
+from attacks.lbfgs import BoxConstrainedLBFGS
 from attacks.pgd import PGD
 from attacks.square import Square
 from attacks.substitute import Substitute
@@ -52,7 +53,10 @@ def attack(name: str) -> Attack:
         return Square(queries=150)
     if name == "cascade":
         return Cascade(attacks=("fgsm", PGD(steps=10, restarts=1), APGD(steps=10)))
-    return ATTACKS[name]()
+    if name == "lbfgs":
+        return BoxConstrainedLBFGS(rounds=3, steps=10)
+    small = {"nes": {"queries": 1020}, "spsa": {"queries": 1290}, "hopskipjump": {"queries": 1000}}
+    return ATTACKS[name](**small.get(name, {"steps": 10, "draws": 4} if name == "eot" else {}))
 
 
 def run(name, norm, batch, *, seed=0, batch_size=256, model=None, eps=True):

@@ -3,12 +3,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attacks.cw import CarliniWagner, unbounded
+from attacks.access import GradientAccess
+from attacks.cw import CarliniWagner
+from attacks.cw_l0 import most_useful
 from attacks.deepfool import DeepFool
+from attacks.nearest import Best
+from attacks.unbounded import bounded, unbounded
+from defenses.zoo import ModelName, load
 from models.base import margin
+from models.data import load_data
 from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import UNIT_BOX, Box, ThreatModel
+from tests.attacks.test_fmn import distance_in_the_box
 from tests.builders import exact_distance, images, labelled, mlp, random_linear
 
 FREE = ThreatModel("l2", None)
@@ -49,9 +56,19 @@ def test_black_and_white_images_are_not_frozen(warm):
 def test_the_variable_is_finite_on_the_faces_of_the_box():
     box = Box(-2.0, 5.0)
     x = torch.tensor([[box.lower, 0.0, box.upper]])
-    w = unbounded(x, box)
+    w = unbounded(x, box.lower, box.upper)
     assert bool(w.isfinite().all())
-    torch.testing.assert_close(box.lower + box.width / 2 * (w.tanh() + 1), x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(bounded(w, box.lower, box.upper)[0], x, atol=1e-5, rtol=0)
+    drawn, slant = bounded(unbounded(x, box.lower, box.upper, inset=0.1), box.lower, box.upper)
+    torch.testing.assert_close(drawn, torch.tensor([[-1.65, 0.0, 4.65]]), atol=1e-4, rtol=0)
+    assert float(slant.min()) > 0.18 * box.width / 2
+
+
+def test_an_entry_whose_bounds_coincide_stays_exactly():
+    x = images(5, (7,))
+    point, slant = bounded(unbounded(x, x, x), x, x)
+    assert torch.equal(point, x)
+    assert bool((slant == 0).all())
 
 
 def test_nearer_than_deepfool_for_every_sample():
@@ -123,3 +140,94 @@ def test_a_radius_is_respected():
 def test_a_negative_confidence_is_refused():
     with pytest.raises(UserError, match="confidence >= 0"):
         CarliniWagner(confidence=-1.0)
+
+
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize(("norm", "most"), [("linf", 1.05), ("l0", 1.0)])
+def test_affine_distances_within_the_box_in_linf_and_l0(norm, most, corners):
+    """Never below the exact distance; above it by at most 5 % (linf) or not at all (l0) in the median."""
+    model = random_linear(5, 30)
+    x = images(40, (30,))
+    batch = labelled(model, (x > 0.5).float() if corners else x)
+    threat = ThreatModel(norm, None)
+    result = distances(CarliniWagner(), model, batch, threat)
+    exact = distance_in_the_box(model, batch, norm)
+    assert bool(result.success.all())
+    assert bool((result.distance >= exact * (1 - 1e-5) - 1e-6).all())
+    assert float((result.distance / exact).median()) <= most
+    assert float((result.distance / exact).mean()) <= 1.3
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_nearer_than_deepfool_in_linf_on_a_trained_network(warm):
+    model, data = load(ModelName.parse("conv-small")), load_data("mnist5k")
+    batch, threat = data.batch(data.panel(25)), ThreatModel("linf", None)
+    ours = distances(CarliniWagner(warm_start=warm), model, batch, threat)
+    deepfool = distances(DeepFool(), model, batch, threat)
+    assert bool(ours.success.all())
+    assert float(ours.distance.mean()) < (0.93 if warm else 1.0) * float(deepfool.distance.nanmean())
+    if warm:
+        assert bool((ours.distance <= deepfool.distance.nan_to_num(torch.inf) * (1 + 1e-5)).all())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l0"])
+@pytest.mark.parametrize("warm", [True, False])
+def test_black_and_white_images_are_not_frozen_in_the_other_norms(norm, warm):
+    model = mlp(inputs=48, seed=2)
+    batch = labelled(model, (images(30, (1, 6, 8)) > 0.5).float())
+    result = distances(CarliniWagner(warm_start=warm), model, batch, ThreatModel(norm, None))
+    assert bool(result.success.all())
+    assert float(result.distance.mean()) < {"linf": 0.2, "l0": 3.5}[norm]
+
+
+def test_few_entries_change_on_a_trained_network():
+    model, data = load(ModelName.parse("conv-small")), load_data("mnist5k")
+    batch = data.batch(data.panel(20))
+    few = distances(CarliniWagner(), model, batch, ThreatModel("l0", None))
+    none = distances(CarliniWagner(bounds=0), model, batch, ThreatModel("l0", None))
+    assert bool(few.success.all())
+    assert float(few.distance.mean()) < 15
+    assert bool((few.distance <= none.distance.nan_to_num(torch.inf)).all())
+
+
+def test_the_entries_kept_are_those_that_gain_most():
+    model = random_linear(2, 12)
+    batch = labelled(model, 0.2 + 0.6 * images(10, (12,)))
+    best = Best(torch.ones_like(batch.x), torch.full((10,), 12.0))
+    best.point[:, :2] = batch.x[:, :2]
+    kept = most_useful(GradientAccess(model, 10), batch, torch.arange(10), torch.full((10,), 3.0), best)
+    side = torch.where(batch.y == 0, 1.0, -1.0)[:, None]
+    gain = side * (model.network.weight[1] - model.network.weight[0]).detach() * (best.point - batch.x)
+    gain[:, :2] = -torch.inf
+    assert torch.equal(kept.sum(1), torch.full((10,), 3))
+    assert torch.equal(kept, gain >= gain.topk(3, dim=1).values[:, 2:])
+
+
+@pytest.mark.parametrize("norm", ["linf", "l0"])
+def test_confidence_is_held_in_the_other_norms(norm):
+    model = random_linear(4, 20)
+    batch = labelled(model, images(30, (20,)))
+    loose, tight = (
+        distances(CarliniWagner(confidence=k), model, batch, ThreatModel(norm, None)) for k in (0.0, 0.7)
+    )
+    both = loose.success & tight.success
+    assert int(both.sum()) > 20
+    assert bool((-margin(model.logits(tight.x_adv).detach(), batch.y)[tight.success] >= 0.7).all())
+    assert float(tight.distance[both].mean()) > float(loose.distance[both].mean())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l0"])
+def test_scaling_inputs_scales_the_other_norms(norm):
+    small, large = mlp(), mlp()
+    with torch.no_grad():
+        large.network[1].weight /= 255
+        large.network[3].bias += 30.0
+    large.box = Box(0.0, 255.0)
+    batch = labelled(small, images(30))
+    a = distances(CarliniWagner(), small, batch, ThreatModel(norm, None))
+    scaled = labelled(large, batch.x * 255)
+    b = distances(CarliniWagner(), large, scaled, ThreatModel(norm, None, large.box))
+    ratio = b.distance / a.distance / (255 if norm == "linf" else 1)
+    assert torch.equal(a.success, b.success)
+    assert float((ratio.nan_to_num(1.0) - 1).abs().median()) < 1e-3
+    assert float((ratio.nan_to_num(1.0) - 1).abs().max()) < (0.51 if norm == "l0" else 0.1)

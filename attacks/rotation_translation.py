@@ -1,0 +1,225 @@
+"""The worst rotation and translation of each image: a grid, a few random ones, or first-order steps.
+
+No norm measures these moves, and a point does not tell its pose: the search is a function that returns
+poses, and judges them by carrying each one out again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from attacks.access import GradientAccess
+from attacks.base import verdict
+from attacks.losses import against, clearly_wrong, margin_loss
+from attacks.transforms import warp
+from models.base import Batch, Classifier, check_inputs, check_logits, frozen, margin
+from models.errors import UserError
+from models.randomness import Randomness
+from models.threat import Box
+
+SEARCHES = ("grid", "random", "first-order")
+GROUP, ROWS = 10, 512
+"""So many poses of a sample are tried together, and so many images asked about at once."""
+
+
+@dataclass(frozen=True)
+class Poses:
+    """The allowed moves: up to `rotation` degrees and the share `translation` of a side, each way.
+
+    A pose (k, 3) is (angle, down, right) in parts of these limits, [-1, 1] each, (0, 0, 0) the identity.
+    view = (h, w) shows the network the centre of the moved image, for images with a border to spare: no
+    black then moves in. Without it what moves in is black (box.lower).
+    """
+
+    rotation: float = 30.0
+    translation: float = 0.1
+    view: tuple[int, int] | None = None
+
+    def apply(self, x: Tensor, pose: Tensor, box: Box) -> Tensor:
+        """The images x (k, c, h, w), each in its own pose, as the network sees them."""
+        sides = torch.tensor(x.shape[2:], device=x.device, dtype=x.dtype)
+        pose = pose.to(x)
+        moved = warp(
+            x,
+            self.rotation * pose[:, 0],
+            self.translation * sides * pose[:, 1:],
+            torch.ones_like(pose[:, 0]),
+            box,
+        )
+        if self.view is None:
+            return moved
+        top, left = ((side - seen) // 2 for side, seen in zip(x.shape[2:], self.view, strict=True))
+        return moved[:, :, top : top + self.view[0], left : left + self.view[1]]
+
+    def grid(self, angles: int, shifts: int) -> Tensor:
+        """angles x shifts x shifts poses (g, 3) at equal distances, the largest moves first."""
+        turn, move = ((2 * torch.arange(n).double() - n + 1) / max(n - 1, 1) for n in (angles, shifts))
+        poses = torch.cartesian_prod(turn, move, move)
+        return poses[poses.square().sum(1).argsort(stable=True, descending=True)]
+
+
+@dataclass(frozen=True)
+class SpatialBatch:
+    """The worst pose found for each of n samples, carried out again and judged.
+
+    pose (n, 3): angle in parts of the limits (see Poses); x_adv (n, c, h, w) as the network saw it;
+    success (n,): the model errs there; clean (n,): it is right at the identity, which counts as tried;
+    margin (n,) float64 at x_adv; forward and backward (n,): passes of the search.
+    """
+
+    pose: Tensor
+    x_adv: Tensor
+    success: Tensor
+    clean: Tensor
+    margin: Tensor
+    forward: Tensor
+    backward: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotationTranslation:
+    """Searches the poses of each image for one that is misclassified.
+
+    "grid" tries angles x shifts x shifts of them (775), the largest moves first; "random" tries `draws`
+    uniform ones, each sample its own; "first-order" takes `steps` sign steps on the pose, decaying from
+    `step_size`, along the loss's gradient through the bilinear warp, from `restarts` random poses. A sample
+    leaves once it is misclassified.
+    Source: Engstrom, Tran, Tsipras, Schmidt, Madry 2019, 1712.02779, section 3.
+    """
+
+    search: str = "grid"
+    poses: Poses = field(default_factory=Poses)
+    angles: int = 31
+    shifts: int = 5
+    draws: int = 10
+    steps: int = 20
+    restarts: int = 1
+    step_size: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.search not in SEARCHES:
+            raise UserError(f"no spatial search '{self.search}': choose {', '.join(SEARCHES)}")
+        if min(self.angles, self.shifts, self.draws, self.steps, self.restarts) < 1:
+            raise UserError("angles, shifts, draws, steps and restarts must be at least 1")
+
+    def find(self, model: GradientAccess, batch: Batch, randomness: Randomness) -> Tensor:
+        """A pose (n, 3) float64 for each of n samples: misclassified, or that of the greatest loss seen."""
+        worst = _Worst(batch)
+        if self.search == "first-order":
+            for restart in range(self.restarts):
+                self._climb(model, batch, worst, randomness.child("restart", restart))
+            return worst.pose
+        n = len(batch)
+        if self.search == "grid":
+            poses = self.poses.grid(self.angles, self.shifts).to(batch.x.device).expand(n, -1, 3)
+        else:
+            poses = 2 * randomness.uniform(batch.index, (self.draws, 3)).double() - 1
+        for first in range(0, poses.shape[1], GROUP):
+            for rows in worst.live().split(ROWS // GROUP):
+                pose = poses[rows, first : first + GROUP]
+                row = rows.repeat_interleave(pose.shape[1])
+                image = self.poses.apply(batch.x[row], pose.flatten(0, 1), model.box)
+                worst.note(rows, pose, model.logits(image, row))
+        return worst.pose
+
+    def _climb(self, model: GradientAccess, batch: Batch, worst: _Worst, randomness: Randomness) -> None:
+        rows = worst.live()
+        pose = 2 * randomness.uniform(batch.index[rows], (3,)).double() - 1
+        for step in range(self.steps + 1):
+            if not len(rows):
+                return
+            x, y = batch.x[rows], batch.y[rows]
+            with torch.enable_grad():
+                leaf = pose.clone().requires_grad_(True)
+                image = self.poses.apply(x, leaf, model.box)
+            if step == self.steps:
+                worst.note(rows, pose[:, None], model.logits(image.detach(), rows))
+                return
+            logits, _, gradient = model.gradient(image.detach(), rows, against(margin_loss, y))
+            (slope,) = torch.autograd.grad(image, leaf, gradient)
+            worst.note(rows, pose[:, None], logits)
+            staying = ~worst.broken[rows]
+            length = self.step_size * (1 - step / self.steps)
+            pose = (pose + length * slope.sign()).clamp(-1, 1)[staying]
+            rows = rows[staying]
+
+
+class _Worst:
+    """The pose of greatest loss of each sample so far, and whether it is misclassified."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.y, n = batch.y, len(batch)
+        self.pose = torch.zeros(n, 3, dtype=torch.float64, device=batch.x.device)
+        self.loss = torch.full((n,), -torch.inf, device=batch.x.device)
+        self.broken = torch.zeros(n, dtype=torch.bool, device=batch.x.device)
+
+    def live(self) -> Tensor:
+        return (~self.broken).nonzero()[:, 0]
+
+    def note(self, rows: Tensor, pose: Tensor, logits: Tensor) -> None:
+        """Takes in poses (k, g, 3) of the samples `rows` (k,) and the logits (k * g, classes) there."""
+        group = pose.shape[1]
+        y = self.y[rows].repeat_interleave(group)
+        loss, best = margin_loss(logits, y).reshape(-1, group).max(1)
+        wrong = clearly_wrong(logits, y).reshape(-1, group).any(1)
+        better = loss > self.loss[rows]
+        place = torch.arange(len(rows), device=rows.device)
+        self.pose[rows[better]] = pose[place, best][better]
+        self.loss[rows[better]] = loss[better].to(self.loss)
+        self.broken[rows] |= wrong
+
+
+def spatial_worst_case(
+    model: Classifier,
+    batch: Batch,
+    search: RotationTranslation | None = None,
+    randomness: Randomness | None = None,
+    *,
+    batch_size: int = 256,
+) -> SpatialBatch:
+    """The worst rotation and translation of each image x (n, c, h, w), judged on the pose carried out again.
+
+    Raises UserError for inputs that are no images, a view larger than they are, and what Attack.run refuses.
+    """
+    search, randomness = search or RotationTranslation(), randomness or Randomness(0)
+    if batch.x.dim() != 4:
+        raise UserError(f"rotations need images (n, c, h, w), not inputs of shape {tuple(batch.x.shape)}")
+    view = search.poses.view
+    if view and (view[0] > batch.x.shape[2] or view[1] > batch.x.shape[3]):
+        raise UserError(f"the view {view} is larger than the images {tuple(batch.x.shape[2:])}")
+    check_inputs(batch, model)
+    with frozen(model):
+        pieces = [_judged(model, piece, search, randomness) for piece in batch.split(batch_size)]
+    return SpatialBatch(*(torch.cat(columns) for columns in zip(*pieces, strict=True)))
+
+
+def _judged(
+    model: Classifier, batch: Batch, search: RotationTranslation, randomness: Randomness
+) -> tuple[Tensor, ...]:
+    poses, still = search.poses, torch.zeros(len(batch), 3, dtype=torch.float64, device=batch.x.device)
+    logits, wrong = verdict(model, poses.apply(batch.x, still, model.box), batch.y)
+    check_logits(logits, model.name)
+    clean, pose = ~wrong, still.clone()
+    view = GradientAccess(model, int(clean.sum()))
+    pose[clean] = search.find(view, batch[clean], randomness).clamp(-1, 1)
+    x_adv = poses.apply(batch.x, pose, model.box)
+    logits, wrong = verdict(model, x_adv, batch.y)
+    passes = torch.zeros(2, len(batch), dtype=torch.int64)
+    passes[:, clean.cpu()] = torch.stack([view.forward, view.backward])
+    return pose, x_adv, wrong | ~clean, clean, margin(logits.double(), batch.y), passes[0], passes[1]
+
+
+def landscape(
+    model: Classifier, batch: Batch, poses: Poses, angles: int, shifts: int
+) -> tuple[Tensor, Tensor]:
+    """The grid's poses (g, 3) and the loss max_{j != y} z_j - z_y of every sample at each of them (n, g)."""
+    grid = poses.grid(angles, shifts).to(batch.x.device)
+    with frozen(model), torch.no_grad():
+        columns = [
+            margin_loss(model.logits(poses.apply(batch.x, pose.expand(len(batch), 3), model.box)), batch.y)
+            for pose in grid
+        ]
+    return grid, torch.stack(columns, 1)
