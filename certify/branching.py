@@ -19,7 +19,7 @@ STARTS = 16
 POOL = 200_000_000
 PROGRAM = 400
 INFORMATIVE = 0.02
-LEAF_STEPS = 400
+LEAF_STEPS = 300
 EXACT_SHARE = 4
 
 Check = Callable[[Tensor], Tensor | None]
@@ -223,7 +223,12 @@ class BranchAndBound:
         self.slopes = torch.cat([self.slopes, q.gather(1, places)])
 
     def _insisted(self, value: Tensor, branches: Branches, bound: Bound) -> tuple[Tensor, Bound]:
-        """The same after a long ascent of the open branches without a neuron to split, which end here."""
+        """The same after a long ascent of the open branches without a neuron to split, which end here.
+
+        Where the linear program has answered there is nothing left to gain.
+        """
+        if self.program is not None:
+            return value, bound
         rows = ((value <= self.tolerance) & (branches.sign != 0).all(1)).nonzero()[:, 0]
         if not len(rows):
             return value, bound

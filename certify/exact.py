@@ -107,6 +107,10 @@ class Exact(Certifier):
 
     seconds: float = 30.0
 
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise UserError(f"a time limit of {self.seconds:g} s leaves no time: give a positive one")
+
     def bound(self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness) -> Tensor:
         return self.decide(model, batch, threat, randomness).lower
 

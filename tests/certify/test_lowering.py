@@ -1,0 +1,72 @@
+"""Max pooling as ReLUs: the same function, and an adjoint that is one."""
+
+import pytest
+import torch
+from torch import nn
+
+from certify.graph import trace
+from certify.lowering import Pick, without_max_pool
+from certify.rules.pooling import MaxPool
+
+POOLS = {
+    "plain": nn.MaxPool2d(2),
+    "three with padding": nn.MaxPool2d(3, stride=2, padding=1),
+    "overlapping": nn.MaxPool2d(3, stride=1),
+    "oblong": nn.MaxPool2d((1, 4), stride=(2, 1), padding=(0, 2)),
+    "dilated": nn.MaxPool2d(2, stride=1, dilation=(2, 3)),
+    "one": nn.MaxPool2d(1),
+}
+
+
+def lowered(pool, x, before=None):
+    network = nn.Sequential(*([before] if before else []), pool, nn.Flatten()).double()
+    graph = trace(network)
+    return graph, without_max_pool(graph, x)
+
+
+@pytest.mark.parametrize("shift", [0.0, -5.0])
+@pytest.mark.parametrize("name", POOLS)
+def test_the_function_is_the_same(name, shift):
+    x = torch.randn(7, 2, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + shift
+    graph, without = lowered(POOLS[name], x)
+    assert not any(isinstance(node.operation, MaxPool) for node in without.nodes)
+    assert (graph.values(x)[-1] - without.values(x)[-1]).abs().max() <= 1e-12
+
+
+def test_two_pools_in_a_network():
+    x = torch.randn(5, 2, 9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.manual_seed(0)
+    before = nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(3, 4, 2))
+    graph, without = lowered(nn.MaxPool2d(2, 1), x, before)
+    assert (graph.values(x)[-1] - without.values(x)[-1]).abs().max() <= 1e-12
+    assert {without.nodes[i].operation for i in without.tail} == {
+        graph.nodes[i].operation for i in graph.tail
+    }
+
+
+def test_a_graph_without_pooling_is_left_alone():
+    graph = trace(nn.Sequential(nn.Linear(3, 2), nn.ReLU()).double())
+    assert without_max_pool(graph, torch.zeros(1, 3, dtype=torch.float64)) is graph
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_pick_and_its_adjoint(seed):
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randint(0, 2 * 3 * 4, (5, 3), generator=generator)
+    pick, shape = Pick(index), torch.Size((2, 3, 4))
+    value = torch.randn(6, *shape, generator=generator, dtype=torch.float64)
+    rows = torch.randn(6, 8, 5, 3, generator=generator, dtype=torch.float64)
+    (back,) = pick.transpose(rows, shape)
+    ours = (rows * pick.forward(value)[:, None]).flatten(2).sum(2)
+    theirs = (back * value[:, None]).flatten(2).sum(2)
+    assert back.shape == (6, 8, *shape)
+    assert (ours - theirs).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize(("norm", "order"), [("linf", torch.inf), ("l2", 2)])
+def test_the_lipschitz_constant_of_a_pick_is_the_matrix_norm(norm, order):
+    index = torch.tensor([0, 1, 1, 1, 3])
+    matrix = torch.zeros(5, 4, dtype=torch.float64)
+    matrix[torch.arange(5), index] = 1.0
+    found = Pick(index).lipschitz(norm, [torch.tensor(1.0, dtype=torch.float64)], [torch.Size((4,))])
+    assert float(found) == pytest.approx(float(torch.linalg.matrix_norm(matrix, order)))
