@@ -114,7 +114,7 @@ def test_the_access_is_the_widest_and_each_stage_keeps_its_own():
     assert Cascade(attacks=(labels,)).access == "labels"
     assert Cascade(attacks=(labels, "square")).access == "scores"
     assert Cascade(attacks=(labels, "square", "fgsm")).access == "gradients"
-    assert Cascade(attacks=(DeepFool(), "cw")).norms == ("l2",)
+    assert Cascade(attacks=(DeepFool(), "lbfgs")).norms == ("l2",)
     assert Cascade(attacks=("deepfool", "cw")).minimal
     assert not Cascade(attacks=("deepfool", "pgd")).minimal
 
@@ -145,7 +145,7 @@ def test_mistakes_are_named():
     with pytest.raises(UserError, match="did you mean pgd"):
         Cascade(attacks=("pdg",))
     with pytest.raises(UserError, match="share no norm"):
-        Cascade(attacks=("cw", "r-fgsm"))
+        Cascade(attacks=("lbfgs", "r-fgsm"))
     model, batch = threshold()
     with pytest.raises(UserError, match="needs an eps"):
         Cascade(attacks=("fgsm",)).run(model, batch, ThreatModel("linf", None), Randomness(0))
