@@ -142,7 +142,7 @@ def test_a_curved_network_of_few_inputs_is_settled(
     inputs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Y = s(4 X_0) - s(4 X_0) = 0, s the sigmoid: bounds that forget the two are one need the input cut."""
-    file = File(inputs, 1)
+    file = File(1, inputs)
     file.add("Gemm", "x", file.constant([[4.0, 4.0], *[[0.0, 0.0]] * (inputs - 1)]))
     file.add("Sigmoid")
     file.add("Gemm", file.last, file.constant([[1.0], [-1.0]]))
