@@ -17,7 +17,7 @@ from certify.warm_program import WarmProgram
 CANDIDATES = 6
 STARTS = 16
 POOL = 200_000_000
-PROGRAM = 400
+WARM_PROGRAM = 400
 INFORMATIVE = 0.02
 LEAF_STEPS = 300
 EXACT_SHARE = 4
@@ -55,7 +55,9 @@ class BranchAndBound:
         self.folded, self.targets, self.check = folded, targets, check
         self.tolerance, self.steps, self.rate, self.batch = tolerance, steps, rate, batch
         self.dual = Dual(folded, targets)
-        small = folded.neurons <= PROGRAM and folded.inputs.norm == "linf" and targets.constant.shape[1] == 1
+        small = (
+            folded.neurons <= WARM_PROGRAM and folded.inputs.norm == "linf" and targets.constant.shape[1] == 1
+        )
         self.program = WarmProgram(folded, targets) if small else None
         self.lower = folded.constant.new_full((len(targets),), torch.inf)
         self.looked_at = 0

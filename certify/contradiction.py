@@ -9,6 +9,9 @@ import torch
 from certify.dual import Branches, Dual, climb
 from certify.folded import Folded, Targets
 
+# Bounds of a neuron that cross by less may have crossed by rounding alone: no contradiction yet.
+CROSSING = 1e-9
+
 
 @dataclass(frozen=True)
 class Assumed:
@@ -58,8 +61,9 @@ def assume_broken(
         )
         lower = torch.maximum(folded.lower, value[: folded.neurons])
         upper = torch.minimum(folded.upper, -value[folded.neurons :])
-        if bool((lower > upper).any()):
+        if bool((lower - upper > CROSSING * torch.maximum(lower.abs(), upper.abs()).clamp(min=1.0)).any()):
             return Assumed(folded, mine, True)
+        lower, upper = torch.minimum(lower, upper), torch.maximum(lower, upper)
         before = folded.neurons
         folded, mine = folded.tightened(lower, upper, mine)
         if folded.neurons > 0.98 * before:

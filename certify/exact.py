@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from certify.base import Certifier, Decision, register_certifier
 from certify.graph import Graph, trace
 from certify.ibp import interval_margins
-from certify.prepare import AGREEMENT, prepare
+from certify.prepare import check_agreement, check_finite, prepare
 from certify.property import Property, robustness
 from certify.settle import Accept, Case, Verdict, settle_case
 from models.base import Batch, Classifier, frozen
@@ -50,14 +50,12 @@ def settle(network: nn.Module, prop: Property, *, seconds: float, seed: int = 0)
             lambda point: point if bool(prop.excess(double(point)) <= 0) else None, started + seconds,
             torch.full((len(prop.clauses),), -torch.inf, dtype=torch.float64),
         )  # fmt: skip
-        step, case = settle_case(case, Randomness(seed))
+        step = settle_case(case, Randomness(seed))
     return _verdict(case, step, started)
 
 
 def _traced(double: nn.Module, model: Classifier, x: Tensor) -> tuple[Graph, Tensor]:
-    for name, tensor in [*double.named_parameters(), *double.named_buffers()]:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"weight '{name}' is NaN or infinite: the network computes nothing")
+    check_finite(double, "the network")
     graph = trace(double)
     try:
         outputs = graph.num_classes(x)
@@ -72,12 +70,7 @@ def _traced(double: nn.Module, model: Classifier, x: Tensor) -> tuple[Graph, Ten
         ours, theirs = graph.values(x)[-1], double(x)
     if not bool(torch.isfinite(ours).all()):
         raise UserError("the network's outputs overflow at the centre of the input bounds: scale its weights")
-    difference = float((ours - theirs).abs().amax())
-    if not difference <= AGREEMENT * max(1.0, float(ours.abs().amax())):
-        raise UserError(
-            f"the network computes something else than its traced operations (difference {difference:.2g}): "
-            "write its forward without hidden state or in-place changes"
-        )
+    check_agreement(ours, theirs, "the network")
     return graph, x
 
 
@@ -153,7 +146,7 @@ class Exact(Certifier):
         case = Case(
             graph, x, threat, prop, tolerance, accept, time.monotonic() + self.seconds, lower[others].clone()
         )
-        step, case = settle_case(case, randomness)
+        step = settle_case(case, randomness)
         lower[others] = case.lower
         return (step if case.done else "open"), case
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from certify.graph import Graph, trace
 from models.base import Classifier
@@ -22,18 +22,31 @@ def prepare(model: Classifier, x: Tensor) -> tuple[Graph, Tensor]:
     """
     if model.stochastic:
         raise NotApplicable(f"model '{model.name}' is stochastic: only certificates by smoothing apply to it")
-    for name, tensor in [*model.network.named_parameters(), *model.network.named_buffers()]:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"weight '{name}' of model '{model.name}' is NaN or infinite: train it again")
+    name = f"model '{model.name}'"
+    check_finite(model.network, name)
     network = copy.deepcopy(model.network).double().requires_grad_(False)
     graph = trace(network)
     exact = x.double()
     with torch.no_grad():
         ours, theirs = graph.values(exact)[-1], model.logits(x).double()
-    error = (ours - theirs).abs().amax() if ours.shape == theirs.shape else torch.tensor(torch.inf)
-    if not float(error) <= AGREEMENT * max(1.0, float(theirs.abs().amax())):
-        raise UserError(
-            f"model '{model.name}' computes something else than its traced operations "
-            f"(difference {float(error):.2g}): write its forward without hidden state or in-place changes"
-        )
+    check_agreement(ours, theirs, name)
     return graph, exact
+
+
+def check_finite(network: nn.Module, name: str) -> None:
+    """Raises UserError, naming it, for a weight that is NaN or infinite."""
+    for key, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(
+                f"weight '{key}' of {name} is NaN or infinite: it computes nothing, train it again"
+            )
+
+
+def check_agreement(traced: Tensor, own: Tensor, name: str) -> None:
+    """Raises UserError where the traced operations' outputs are not the network's own (n, classes)."""
+    error = (traced - own).abs().amax() if traced.shape == own.shape else torch.tensor(torch.inf)
+    if not float(error) <= AGREEMENT * max(1.0, float(own.abs().amax())):
+        raise UserError(
+            f"{name} computes something else than its traced operations (difference {float(error):.2g}): "
+            "write its forward without hidden state or in-place changes"
+        )

@@ -29,7 +29,9 @@ from models.threat import ThreatModel
 
 # Beyond this many unstable neurons the folded network's table takes more memory than a laptop has.
 NEURONS = 8000
-PROGRAM = 300
+
+# Up to these sizes a step is worth its time: the mixed-integer program, and the assumption before it.
+MIXED_INTEGER = 300
 ASSUMED = 700
 
 # Up to this many inputs, cutting their box is worth more than fixing the phases of ReLUs.
@@ -94,36 +96,35 @@ class Case:
         return self.accept(point.reshape(self.x.shape))
 
 
-def settle_case(case: Case, randomness: Randomness, *, descended: bool = False) -> tuple[str, Case]:
-    """Runs the steps, cheapest first, until one decides; returns its name.
+def settle_case(case: Case, randomness: Randomness) -> str:
+    """Runs the steps on `case`, cheapest first, until one decides; returns its name.
 
     descend -> crown (with polytope) -> input-split where inputs are few -> alpha -> tighten -> branch ->
     assumption (a smaller network for each clause, with a mixed-integer program) -> branch.
     """
     inputs = InputSet.of(case.x, case.threat)
-    if not descended:
-        found = search(case.graph, inputs, case.prop, randomness)
-        case.witness = None if found is None else case.check(found)
+    found = search(case.graph, inputs, case.prop, randomness)
+    case.witness = None if found is None else case.check(found)
     if case.done:
-        return "descent", case
+        return "descent"
     with torch.no_grad():
         case.graph = without_max_pool(case.graph, case.x)
         relaxation = relax(case.graph, case.x, case.threat, parallel_slope, adaptive_slope)
         case.lower = torch.maximum(case.lower, clause_bounds(relaxation, case.prop)[0])
         if case.done or case.late:
-            return "crown", case
+            return "crown"
         if case.x[0].numel() <= FEW_INPUTS and case.threat.norm == "linf" and _split_inputs(case):
-            return "input-split", case
+            return "input-split"
         clauses = [case.prop.clauses[i] for i in case.open.tolist()]
         try:
             folded, targets = folded_network(
                 relaxation, [clause.rows for clause in clauses], [clause.offsets for clause in clauses]
             )
         except NotApplicable:
-            return "crown", case
+            return "crown"
         if folded.neurons > NEURONS:
-            return "crown", case
-        return _on_folded(case, folded, targets), case
+            return "crown"
+        return _on_folded(case, folded, targets)
 
 
 def _split_inputs(case: Case) -> bool:
@@ -215,7 +216,7 @@ def _ask_solver(case: Case, assumed: Assumed, end: float) -> None:
     A little more than zero is asked for first, since the solver's point is only as good as its tolerance.
     """
     folded, targets = assumed.folded, assumed.targets
-    if folded.inputs.norm != "linf" or folded.neurons > PROGRAM:
+    if folded.inputs.norm != "linf" or folded.neurons > MIXED_INTEGER:
         return
     for slack in (1e-3, 1e-5):
         seconds = _middle(end) - time.monotonic()
