@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
-from attacks.pgd import climb
-from attacks.targets import LEAST_LIKELY, check_target, targets
+from attacks.pgd import climb_from_clean
+from attacks.targets import LEAST_LIKELY, check_target
 from models.base import Batch
 from models.randomness import Randomness
 from models.threat import ThreatModel
@@ -41,15 +40,12 @@ class LogOdds(Attack):
     def propose(
         self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None
     ) -> Tensor:
-        found, _ = climb(
+        return climb_from_clean(
             model,
             batch,
-            batch.x,
-            torch.arange(len(batch), device=batch.x.device),
             threat,
             loss="log-odds",
             steps=self.steps,
             step_size=self.relative_step * threat.radius,
-            target=targets(model, batch, self.target),
+            target=self.target,
         )
-        return found

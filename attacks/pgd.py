@@ -68,6 +68,35 @@ def climb(
     return best, broken
 
 
+def climb_from_clean(
+    model: GradientAccess,
+    batch: Batch,
+    threat: ThreatModel,
+    *,
+    loss: str,
+    steps: int,
+    step_size: float,
+    target: str,
+    early_stop: bool = True,
+    decay: float = 0.0,
+) -> Tensor:
+    """`climb` for every sample of the batch, from the clean inputs; `target` is an attack's option."""
+    found, _ = climb(
+        model,
+        batch,
+        batch.x,
+        torch.arange(len(batch), device=batch.x.device),
+        threat,
+        loss=loss,
+        steps=steps,
+        step_size=step_size,
+        early_stop=early_stop,
+        target=targets(model, batch, target),
+        decay=decay,
+    )
+    return found
+
+
 @register_attack("pgd")
 @dataclass(frozen=True, kw_only=True)
 class PGD(Attack):

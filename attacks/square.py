@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attacks.access import GradientAccess, ScoreAccess
 from attacks.base import Attack, register_attack
+from attacks.images import as_images
 from attacks.losses import clearly_wrong, margin_loss
 from models.base import Batch
 from models.cost import Cost
@@ -28,15 +29,6 @@ def share(query: int, queries: int, first: float) -> float:
     """
     place = query * HORIZON / queries
     return first / 2 ** sum(place > halving for halving in HALVINGS)
-
-
-def as_images(x: Tensor) -> Tensor:
-    """x (n, ...) as images (n, c, h, w): a vector becomes one row of pixels."""
-    shape = x.shape[1:]
-    if len(shape) == 3:
-        return x
-    channels, width = (1, shape.numel()) if len(shape) == 1 else (shape[0], shape[-1])
-    return x.reshape(len(x), channels, shape.numel() // channels // width, width)
 
 
 def window(draws: Tensor, like: Tensor, height: int, width: int) -> Window:

@@ -37,9 +37,7 @@ def check_finite(network: nn.Module, name: str) -> None:
     """Raises UserError, naming it, for a weight that is NaN or infinite."""
     for key, tensor in [*network.named_parameters(), *network.named_buffers()]:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UserError(
-                f"weight '{key}' of {name} is NaN or infinite: it computes nothing, train it again"
-            )
+            raise UserError(f"weight '{key}' of {name} is NaN or infinite: train it again")
 
 
 def check_agreement(traced: Tensor, own: Tensor, name: str) -> None:

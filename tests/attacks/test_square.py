@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attacks.square import Proposals, Square, as_images, pyramid, share
+from attacks.images import as_images
+from attacks.square import Proposals, Square, pyramid, share
 from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import ThreatModel, vector_norm

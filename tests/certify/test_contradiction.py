@@ -69,7 +69,7 @@ def test_a_target_that_fails_somewhere_is_never_refuted_and_a_clear_one_is():
 
 
 def test_an_assumption_that_leaves_one_point_is_no_contradiction():
-    """z = w . x and the target |w|_1 - z: it is 0 at one corner, where the bounds of z meet up to rounding."""
+    """z = w . x and the target |w|_1 - z: 0 at one corner, where the bounds of z meet up to rounding."""
     for seed in range(100):
         generator = torch.Generator().manual_seed(seed)
         weight = torch.rand(1, 2, generator=generator, dtype=torch.float64) + 0.1
