@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.architecture import Architecture
 from models.base import Batch
+from models.errors import UserError
 from models.randomness import Randomness
 from models.recipe import Recipe
 from models.registry import Registry
@@ -55,3 +56,16 @@ def register_defense(name: str) -> Callable[[type[Defense]], type[Defense]]:
         return DEFENSES.add(name, cls)
 
     return decorate
+
+
+def check_radius(name: str, eps: float) -> None:
+    """Raises UserError for a radius at which training reaches beyond the unit box, or a negative one."""
+    if not 0 <= eps <= 1:
+        raise UserError(f"{name} cannot train at radius {eps:g}: images lie in [0, 1], give eps within it")
+
+
+def check_share(name: str, **shares: float) -> None:
+    """Raises UserError for a share outside [0, 1]."""
+    for key, value in shares.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{name} needs {key} between 0 and 1, not {value:g}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from torch.nn import functional
 from defenses.adversarial_fgsm import AdversarialFGSM
 from defenses.adversarial_pgd import AdversarialPGD
 from defenses.base import DEFENSES, Defense
+from defenses.interval import IntervalTraining, eased
 from defenses.none import NoDefense
 from defenses.polytope import PolytopeTraining
 from defenses.training import accuracy, new_network, train
@@ -38,6 +39,7 @@ DEFENCES: dict[str, Defense] = {
     "adversarial-fgsm": AdversarialFGSM(eps=0.1),
     "adversarial-pgd": AdversarialPGD(eps=0.1, steps=2),
     "polytope": PolytopeTraining(eps=0.02, warm=0.5),
+    "interval": IntervalTraining(eps=0.02),
 }
 
 
@@ -267,6 +269,27 @@ def test_the_polytope_loss_bounds_every_adversary(progress: float) -> None:
         worst = max(worst, number(found))
     clean = number(functional.cross_entropy(net(some.x), some.y))
     assert clean < worst <= bound * (1 + 1e-5)
+
+
+def test_the_interval_loss_bounds_every_corner_and_is_clean_before_the_ramp() -> None:
+    net, some, eps = network(), batch(), 0.03
+    defense = IntervalTraining(eps=eps, overshoot=1.0)
+    bound = number(defense.loss(net, some, 1.0, Randomness(0)))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        corner = torch.where(torch.rand(some.x.shape, generator=generator) < 0.5, -eps, eps)
+        assert number(functional.cross_entropy(net((some.x + corner).clamp(0, 1)), some.y)) <= bound
+    clean = number(functional.cross_entropy(net(some.x), some.y))
+    assert number(defense.loss(net, some, 0.0, Randomness(0))) == pytest.approx(clean, rel=1e-6)
+
+
+def test_the_eased_rise_is_smooth_rising_and_meets_its_ends() -> None:
+    places = [i / 1000 for i in range(1001)]
+    values = [eased(place, 0.1, 0.6) for place in places]
+    assert values == sorted(values)
+    assert (values[100], values[600], values[-1]) == (0.0, pytest.approx(1.0), 1.0)
+    slopes = [(b - a) * 1000 for a, b in pairwise(values)]
+    assert max(abs(b - a) for a, b in pairwise(slopes[101:599])) < 0.06
 
 
 def test_the_polytope_loss_without_a_radius_is_plain_training() -> None:

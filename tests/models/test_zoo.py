@@ -19,6 +19,7 @@ from models.base import Classifier
 from models.checkpoint import SHIPPED, ModelCard, places, read_card
 from models.data import Dataset, load_data
 from models.errors import UserError
+from models.naming import read_terms
 
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.safetensors") if path.with_suffix(".json").exists())
 CLEAN = {"lenet": 0.990, "fc500-150-10": 0.980, "conv-small": 0.987, "lenet+adversarial-pgd": 0.98}
@@ -56,7 +57,7 @@ def test_a_card_describes_its_weights(name: str) -> None:
     assert card_hash(name) == card.weights_sha256[:16]
     assert card.name == str(parsed) == name
     assert card.architecture == parsed.architecture
-    assert card.defense["name"] == parsed.defense
+    assert card.defense["name"] == read_terms(parsed.defense)[0].name
     assert (card.excluded, card.excluded_images, card.data_sha256) == ("mnist5k", 5000, TRAINING_DATA)
     assert EXCLUDED == "mnist5k"
 
