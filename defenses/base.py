@@ -32,6 +32,10 @@ class Defense(ABC):
     def loss(self, network: nn.Module, batch: Batch, progress: float, randomness: Randomness) -> Tensor:
         """The scalar to minimise on `batch`."""
 
+    def after_step(self, network: nn.Module) -> None:
+        """Called after every step of the optimizer: projects the weights, where a defence bounds them."""
+        return
+
     def recipe(self, architecture: Architecture) -> Recipe:
         """How long and how fast to train; the architecture's own recipe unless a defence knows better."""
         return architecture.recipe

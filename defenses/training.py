@@ -105,6 +105,7 @@ def train(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            defense.after_step(network)
             yield TrainingStep(epoch, recipe.epochs, step + 1, recipe.epochs * per_epoch, loss.item())
         if resume:
             _store(resume, network, optimizer, epoch + 1, identity)

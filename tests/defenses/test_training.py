@@ -34,8 +34,8 @@ import_modules("defenses")
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECIPE = Recipe(epochs=2, batch_size=32, learning_rate=1e-2)
 STEPS = 2 * 7
-DEFENCES: dict[str, Defense] = {
-    "none": NoDefense(),
+# Registered defences as they are, but for those whose defaults would not do anything on the toy.
+DEFENCES: dict[str, Defense] = {name: DEFENSES[name]() for name in DEFENSES} | {
     "adversarial-fgsm": AdversarialFGSM(eps=0.1),
     "adversarial-pgd": AdversarialPGD(eps=0.1, steps=2),
     "polytope": PolytopeTraining(eps=0.02, warm=0.5),
@@ -80,13 +80,6 @@ def number(value: Tensor) -> float:
 def same(one: nn.Module, other: nn.Module) -> bool:
     states = one.state_dict(), other.state_dict()
     return all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-
-
-def test_every_registered_defence_is_tested() -> None:
-    assert set(DEFENCES) == set(DEFENSES.names())
-    assert {name: type(defense) for name, defense in DEFENCES.items()} == {
-        name: DEFENSES[name] for name in DEFENSES
-    }
 
 
 @pytest.mark.parametrize("name", DEFENCES)
