@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["evaluate"]
+__all__ = ["audit", "evaluate"]
+
+PLACES = {"audit": "bench.auditor", "evaluate": "bench.evaluation"}
 
 
 def __getattr__(name: str) -> Any:
-    """Loads `evaluate` when it is first asked for: the command line must start without torch."""
-    if name == "evaluate":
-        return importlib.import_module("bench.evaluation").evaluate
+    """Loads `evaluate` or `audit` when it is first asked for: the command line must start without torch."""
+    if name in PLACES:
+        return getattr(importlib.import_module(PLACES[name]), name)
     raise AttributeError(f"module 'bench' has no attribute '{name}'")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
 
+from bench import single
+from bench.options import DataRoot, Device, Download, Force, Out, Seed, Site, finish, load
 from models.errors import UserError
 
 app = typer.Typer(
@@ -27,14 +28,6 @@ app = typer.Typer(
 )
 
 
-class Device(StrEnum):
-    """Where networks run."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
 class Kind(StrEnum):
     """What can be listed."""
 
@@ -44,28 +37,6 @@ class Kind(StrEnum):
     models = "models"
     data = "data"
     matrices = "matrices"
-
-
-Out = Annotated[Path, typer.Option(help="Folder of records and leaderboards.")]
-DataRoot = Annotated[
-    Path | None, typer.Option(envvar="RHOBUST_DATA", help="Folder that holds data sets (MNIST/raw, ...).")
-]
-Download = Annotated[bool, typer.Option("--download", help="Fetch a data set that is not under --data-root.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of every random choice (the matrix has its own).")]
-
-
-def _load(name: str) -> Any:
-    return importlib.import_module(f"bench.commands.{name}")
-
-
-def _finish(command: str, *arguments: Any) -> NoReturn:
-    """Runs a command's module and leaves with the exit code that it returns."""
-    try:
-        code = int(_load(command).execute(*arguments))
-    except KeyboardInterrupt:
-        print("stopped: finished cells are kept, the same command continues", file=sys.stderr)
-        code = 130
-    raise typer.Exit(code)
 
 
 @app.command()
@@ -98,7 +69,7 @@ def run(
     components (--model, --attack, ...) may be repeated. Exit code: 0 done, 1 some cell failed or a
     proof and an attack contradict each other, 2 the request could not be carried out.
     """
-    request = _load("run").Request(
+    request = load("run").Request(
         matrix=matrix,
         models=tuple(model or ()),
         attacks=tuple(attack or ()),
@@ -113,7 +84,7 @@ def run(
         seed=seed,
         out=out,
     )
-    _finish("run", request, dry_run)
+    finish("run", request, dry_run)
 
 
 @app.command()
@@ -129,7 +100,7 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Train again although weights are there.")] = False,
 ) -> None:
     """Train a zoo member from its recipe; an interrupted training continues from its last epoch."""
-    _finish("train", name, data_root, download, device.value, seed, out, force)
+    finish("train", name, data_root, download, device.value, seed, out, force)
 
 
 @app.command("list")
@@ -138,13 +109,36 @@ def list_(
     json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """List what is registered: attacks, defenses, certificates, models, data or matrices."""
-    _finish("catalogue", kind.value, json)
+    finish("catalogue", kind.value, json)
 
 
 @app.command()
 def table(out: Out = Path("results")) -> None:
     """Rebuild the leaderboards of the last run from its records, byte for byte."""
-    _finish("table", out)
+    finish("table", out)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Folders of runs (default: results).")] = None,
+    out: Site = Path("report"),
+    force: Force = False,
+) -> None:
+    """Write a site of the stored records, OUT/index.html, that opens from disk without network.
+
+    Exit code: 0 written, 1 written, but a proof and an attack contradict each other, 2 not written.
+    """
+    finish("report", tuple(runs or ()), out, force)
+
+
+@app.command()
+def compare(
+    sides: Annotated[list[str], typer.Argument(help="Two or three folders of runs, or RUN@MODEL each.")],
+    out: Site = Path("comparison"),
+    force: Force = False,
+) -> None:
+    """Compare runs, or models (results@lenet results@conv-small), sample by sample, regressions first."""
+    finish("compare", tuple(sides), out, force)
 
 
 @app.command()
@@ -169,78 +163,10 @@ def check(
 
     Exit code: 0 unchanged or better, 1 a regression, 2 it could not be judged.
     """
-    _finish("check", baseline, matrix, junit, update, allow, workers, out)
+    finish("check", baseline, matrix, junit, update, allow, workers, out)
 
 
-@app.command()
-def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="A zoo name, or your own: file:net.py:make, onnx:net.onnx, ...")
-    ],
-    data: Annotated[
-        str, typer.Option(help="mnist5k, mnist, ..., npz:FILE, folder:DIR or parquet:PLACE.")
-    ] = "mnist5k",
-    norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
-    eps: Annotated[str, typer.Option(help="Radius, in units of [0, 1]: 0.1 or 8/255.")] = "8/255",
-    limit: Annotated[int, typer.Option(help="How many images, balanced over the classes.")] = 100,
-    attack: Annotated[list[str] | None, typer.Option(help="Only this attack.")] = None,
-    certify: Annotated[list[str] | None, typer.Option(help="Only this certificate.")] = None,
-    data_root: DataRoot = None,
-    download: Download = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse corrupt images instead of skipping.")
-    ] = False,
-    device: Annotated[Device, typer.Option(help="auto takes a GPU where there is one.")] = Device.auto,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
-) -> None:
-    """Bracket the robust accuracy of one model, the zoo's or your own, and print it.
-
-    MODEL is SOURCE:PLACE with SOURCE one of file, python, onnx, torchscript, exported, torchvision,
-    timm, robustbench: file:net.py:make,width=32@mean=0.13@std=0.31 calls make(width=32) and
-    normalises the inputs. @mean, @std, @box, @classes and @weights may stand in net.toml as well.
-    """
-    _finish(
-        "evaluate",
-        model,
-        data,
-        norm,
-        eps,
-        limit,
-        tuple(attack or ()),
-        tuple(certify or ()),
-        data_root,
-        download,
-        strict,
-        device.value,
-        seed,
-    )
-
-
-@app.command()
-def certify(
-    onnx: Annotated[Path | None, typer.Option(help="Network: FILE.onnx or .onnx.gz.")] = None,
-    vnnlib: Annotated[Path | None, typer.Option(help="Property: FILE.vnnlib or .vnnlib.gz.")] = None,
-    timeout: Annotated[
-        float | None, typer.Option(help="Seconds (default 300; in a batch, the file's own).")
-    ] = None,
-    witness: Annotated[
-        Path | None, typer.Option(help="Write the counterexample here (in a batch: a folder).")
-    ] = None,
-    batch: Annotated[
-        Path | None, typer.Option(help="Run every onnx,vnnlib,timeout line of this file.")
-    ] = None,
-    results: Annotated[
-        Path | None, typer.Option(help="The batch's answers, one row each (default results.csv).")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the searches.")] = 0,
-) -> None:
-    """Prove or break a VNN-LIB property of an ONNX network, as in VNN-COMP.
-
-    The first line on stdout is unsat (proved), sat (broken: the counterexample follows), unknown or
-    timeout. A stopped batch keeps its finished rows; the same command continues. Exit code: 0
-    answered, 1 some instance of a batch failed, 2 the request could not be carried out.
-    """
-    _finish("certify", onnx, vnnlib, timeout, witness, batch, results, seed)
+single.register(app)
 
 
 def main(arguments: list[str]) -> int:

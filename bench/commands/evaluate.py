@@ -40,7 +40,7 @@ def execute(
         names = ", ".join(f"{number} {name}" for number, name in enumerate(dataset.classes[:20]))
         print(f"classes: {names}{', ...' if len(dataset.classes) > 20 else ''}")
     batch = readable(dataset, limit, strict)
-    classifier = _classifier(model, batch, dataset, root, download).to(pick_device(device))
+    classifier = open_classifier(model, batch, dataset, root, download).to(pick_device(device))
     batch = batch.to(classifier.device)
     with frozen(classifier), torch.no_grad():
         right = torch.cat([classifier.logits(part.x).argmax(1) == part.y for part in batch.split(64)])
@@ -80,7 +80,10 @@ def readable(dataset: Dataset, limit: int, strict: bool) -> Batch:
     return Batch(*(torch.cat([getattr(part, name) for part in kept]) for name in ("x", "y", "index")))
 
 
-def _classifier(model: str, batch: Batch, dataset: Dataset, root: Path | None, download: bool) -> Classifier:
+def open_classifier(
+    model: str, batch: Batch, dataset: Dataset, root: Path | None, download: bool
+) -> Classifier:
+    """The zoo's model or the user's own, fit for these images; notes on the latter go to stderr."""
     if not is_source(model):
         name = ModelName.parse(model)
         needed, given = name.parts()[0].input_shape, tuple(batch.x.shape[1:])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import bench.cli
+import bench.options
 from bench.catalog import load
 from bench.registered import catalog
 from bench.spec import matrix_names
@@ -157,7 +158,7 @@ def test_an_unexpected_error_is_one_line_too(
     def broken(name: str) -> None:
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(bench.cli, "_load", broken)
+    monkeypatch.setattr(bench.options, "load", broken)
     code, _, errors = inside(capsys, "list", "models")
     assert code == 2
     assert errors == "internal error: RuntimeError: planted (--debug shows where)\n"

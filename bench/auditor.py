@@ -1,0 +1,258 @@
+"""The audit: what a model's robustness number is worth, rung by rung, and the worst case behind it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from html import escape
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from attacks.base import AdversarialBatch, Attack
+from attacks.fgsm import FGSM
+from attacks.hopskipjump import HopSkipJump
+from attacks.pgd import PGD
+from attacks.square import Square
+from attacks.strongest import Strongest
+from attacks.transfer import Transfer
+from bench.inputs import read_inputs
+from bench.stats import wilson
+from models.base import Batch, Classifier, frozen
+from models.eps import parse_eps
+from models.errors import NotApplicable, UserError
+from models.norms import described
+from models.probes import signs
+from models.randomness import Randomness
+from models.threat import Box, ThreatModel
+
+NOISES = 10
+QUERIES = 500
+LABEL_QUERIES = 2000
+# How much one judge may be ahead of another, as a share of the samples, before the other is distrusted.
+AHEAD = 0.05
+BEHIND = 0.1
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One question of the audit: whether the model or its attack passed, and the numbers behind it."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What can be believed of robust accuracy at (norm, eps) on n samples.
+
+    naive is what projected gradient descent leaves of the model, attacked what every attack together
+    leaves, both as fractions; broken (n,) says which samples fell or were wrong. flags are the names of
+    the rungs that failed. A model is unreliable where some weaker judge still beats the worst case.
+    """
+
+    name: str
+    norm: str
+    eps: float
+    n: int
+    clean: float
+    naive: float
+    attacked: float
+    broken: np.ndarray
+    rungs: tuple[Rung, ...]
+    reliable: bool
+    seconds: float
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The rungs that failed, by name."""
+        return tuple(rung.name for rung in self.rungs if not rung.passed)
+
+    def table(self) -> pd.DataFrame:
+        """One row a rung."""
+        return pd.DataFrame(
+            [(rung.name, "passed" if rung.passed else "FAILED", rung.detail) for rung in self.rungs],
+            columns=["rung", "result", "detail"],
+        )
+
+    def verdict(self) -> str:
+        """One line: clean, naive and worst accuracy, and whether the last can be believed."""
+        low, high = wilson(round(self.attacked * self.n), self.n)
+        worst = f"{100 * self.attacked:.1f} % [{100 * low:.0f}, {100 * high:.0f}]"
+        doubt = "" if self.reliable else "; UNRELIABLE: a weaker judge still finds more than the worst case"
+        return (
+            f"{self.name} at {described(self.norm, self.eps)}, n = {self.n}: clean {100 * self.clean:.1f} %, "
+            f"pgd leaves {100 * self.naive:.1f} %, everything leaves {worst}{doubt}"
+        )
+
+    def __str__(self) -> str:
+        return "\n".join([self.verdict(), self.table().to_string(index=False)])
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self.verdict())}</p>" + str(self.table().to_html(index=False))
+
+
+def audit(
+    model: nn.Module,
+    images: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray,
+    *,
+    norm: str = "linf",
+    eps: str | float,
+    sources: tuple[Classifier, ...] = (),
+    box: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+) -> Audit:
+    """Asks of `model` what every published defence that fell would have failed; images (n, ...) in `box`.
+
+    Signs before any attack (models.probes); then noise, a single step, fewer steps, a smaller and the
+    largest radius, and attacks without gradients must not beat projected gradient descent; what it leaves
+    must not fall much further under `strongest`. Examples made on `sources`, and labels alone where scores
+    or gradients are withheld, are the last rungs. Raises UserError for bad inputs or a norm that is no ball.
+    """
+    threat = ThreatModel(norm, parse_eps(eps), Box(*box))
+    if threat.eps is None or threat.eps == 0:
+        raise UserError("an audit needs an eps above 0: write it like 0.1 or 8/255")
+    judged, batch = read_inputs(model, images, labels, threat.box)
+    return _Auditor(judged, batch, threat, Randomness(seed)).run(sources)
+
+
+class _Logarithm(nn.Module):
+    """The network's probabilities as logits: their logarithm, which is what a softmax was taken of."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        probabilities: Tensor = self.network(x)
+        return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
+
+
+def _as_scores(model: Classifier, words: set[str]) -> Classifier:
+    """A model that hands out probabilities or labels as one that attacks accept, its decisions unchanged."""
+    if not words & {"probabilities", "labels"}:
+        return model
+    return Classifier(
+        _Logarithm(model.network),
+        num_classes=model.num_classes,
+        box=model.box,
+        name=model.name,
+        stochastic=model.stochastic,
+        surrogate=None if model.surrogate is None else _Logarithm(model.surrogate),
+    ).eval()
+
+
+class _Auditor:
+    """The attacks' outcomes on one batch, and the rungs that compare them."""
+
+    def __init__(self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness) -> None:
+        self.model, self.batch, self.threat, self.randomness = model, batch, threat, randomness
+        self.started, self.rungs = time.perf_counter(), list[Rung]()
+
+    def run(self, sources: tuple[Classifier, ...]) -> Audit:
+        found = signs(self.model, self.batch, self.threat)
+        self.rungs += [Rung(sign.word, False, sign.detail) for sign in found]
+        words = {sign.word for sign in found}
+        self.model = _as_scores(self.model, words)
+        if "random" in words:
+            # What was not declared is declared now, so that gradients and verdicts are averaged.
+            self.model.stochastic = True
+        with frozen(self.model), torch.no_grad():
+            clean = self.model.logits(self.batch.x).argmax(1) == self.batch.y
+        pgd = self._pgd()
+        self._gradient_rungs(pgd)
+        strongest = self._broken(Strongest())
+        self._compare("worst case beyond pgd", strongest, pgd, BEHIND, "strongest", "pgd")
+        weaker = self._without_gradients(sources, labels=bool(words & {"labels", "no gradient"}))
+        beaten = {name: other & ~strongest for name, other in weaker.items()}
+        everything = ~clean | pgd | strongest
+        for name, other in weaker.items():
+            self._compare(f"{name} beyond gradients", other, pgd | strongest, AHEAD, name, "gradients")
+            everything |= other
+        reliable = all(float(more.double().mean()) <= AHEAD for more in beaten.values())
+        return Audit(
+            name=self.model.name,
+            norm=self.threat.norm,
+            eps=self.threat.radius,
+            n=len(self.batch),
+            clean=float(clean.double().mean()),
+            naive=float((~(pgd | ~clean)).double().mean()),
+            attacked=float((~everything).double().mean()),
+            broken=everything.cpu().numpy(),
+            rungs=tuple(self.rungs),
+            reliable=reliable,
+            seconds=time.perf_counter() - self.started,
+        )
+
+    def _pgd(self, eps: float | None = None, steps: int = 20, restarts: int = 2) -> Tensor:
+        threat = self.threat if eps is None else replace(self.threat, eps=eps)
+        return self._broken(PGD(steps=steps, restarts=restarts), threat)
+
+    def _gradient_rungs(self, pgd: Tensor) -> None:
+        self._compare("single step beyond many", self._broken(FGSM()), pgd, AHEAD, "fgsm", "pgd")
+        few = self._pgd(steps=5, restarts=1)
+        self._compare("few steps beyond many", few, pgd, AHEAD, "5 steps", "20 steps")
+        less = self._pgd(self.threat.radius / 2)
+        self._compare("smaller radius beyond larger", less, pgd, AHEAD, "eps / 2", "eps")
+        dimensions = self.batch.x[0].numel()
+        whole = {"linf": 1.0, "l2": dimensions**0.5, "l1": float(dimensions)}[self.threat.norm]
+        most = self._pgd(whole * self.threat.box.width, steps=40)
+        left = float((~most).double().mean())
+        self.rungs.append(
+            Rung("unbounded attack", left <= AHEAD, f"pgd over the whole box leaves {100 * left:.0f} %")
+        )
+        self._compare("noise beyond gradients", self._noise(), pgd, AHEAD, "random noise", "pgd")
+
+    def _without_gradients(self, sources: tuple[Classifier, ...], labels: bool) -> dict[str, Tensor]:
+        """Attacks that need no gradient of the model; labels alone where that is all there is."""
+        found: dict[str, Tensor] = {}
+        if self.threat.norm in Square.norms:
+            found["square"] = self._broken(Square(queries=QUERIES))
+        for source in sources:
+            found[f"transfer from {source.name}"] = self._broken(Transfer(source=source))
+        if labels and self.threat.norm in HopSkipJump.norms:
+            found["labels alone"] = self._broken(HopSkipJump(queries=LABEL_QUERIES))
+        return found
+
+    def _broken(self, attack: Attack, threat: ThreatModel | None = None) -> Tensor:
+        """Which samples (n,) an attack breaks; none where it cannot be run on the model at all."""
+        threat = threat or self.threat
+        if attack.minimal:
+            radius, threat = threat.radius, replace(threat, eps=None)
+        else:
+            radius = threat.radius
+        try:
+            result = attack.run(self.model, self.batch, threat, self.randomness.child(attack.name))
+        except (NotApplicable, UserError, RuntimeError) as reason:
+            failed = Rung(f"{attack.name} runs", False, str(reason).splitlines()[0])
+            self.rungs += [] if failed in self.rungs else [failed]
+            return torch.zeros(len(self.batch), dtype=torch.bool)
+        return _within(result, radius)
+
+    def _noise(self) -> Tensor:
+        """Which samples (n,) some of 10 random points of the ball's surface break."""
+        broken = torch.zeros(len(self.batch), dtype=torch.bool)
+        for draw in range(NOISES):
+            stream = self.randomness.child("noise", draw)
+            x = self.batch.x
+            signs = stream.sign(self.batch.index, x.shape[1:]).to(x)
+            moved = self.threat.project(x, x + self.threat.box.width * signs)
+            with frozen(self.model), torch.no_grad():
+                wrong = self.model.logits(moved).argmax(1) != self.batch.y
+            broken |= wrong.cpu()
+        return broken
+
+    def _compare(self, name: str, first: Tensor, second: Tensor, margin: float, one: str, other: str) -> None:
+        """Fails where `first` breaks clearly more samples than `second`."""
+        more, fewer = (float(broken.double().mean()) for broken in (first, second))
+        said = f"{one} breaks {100 * more:.0f} %, {other} {100 * fewer:.0f} %"
+        self.rungs.append(Rung(name, more <= fewer + margin, said))
+
+
+def _within(result: AdversarialBatch, radius: float) -> Tensor:
+    near = result.distance <= radius * (1 + 1e-9)
+    return (result.success & (near | ~result.clean)).cpu()

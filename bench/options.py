@@ -1,0 +1,44 @@
+"""What the commands share: the options that mean the same in all of them, and how one is carried out."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+
+class Device(StrEnum):
+    """Where networks run."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Out = Annotated[Path, typer.Option(help="Folder of records and leaderboards.")]
+DataRoot = Annotated[
+    Path | None, typer.Option(envvar="RHOBUST_DATA", help="Folder that holds data sets (MNIST/raw, ...).")
+]
+Download = Annotated[bool, typer.Option("--download", help="Fetch a data set that is not under --data-root.")]
+Site = Annotated[Path, typer.Option("--out", help="Folder of the site, which must not exist.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an older report at --out.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of every random choice (the matrix has its own).")]
+
+
+def load(name: str) -> Any:
+    """The module that carries out the command `name`, imported now."""
+    return importlib.import_module(f"bench.commands.{name}")
+
+
+def finish(command: str, *arguments: Any) -> NoReturn:
+    """Runs a command's module and leaves with the exit code that it returns."""
+    try:
+        code = int(load(command).execute(*arguments))
+    except KeyboardInterrupt:
+        print("stopped: finished cells are kept, the same command continues", file=sys.stderr)
+        code = 130
+    raise typer.Exit(code)

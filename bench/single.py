@@ -1,0 +1,111 @@
+"""The commands on one model of the user's choice: evaluate, audit, certify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.options import DataRoot, Device, Download, finish
+
+
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="A zoo name, or your own: file:net.py:make, onnx:net.onnx, ...")
+    ],
+    data: Annotated[
+        str, typer.Option(help="mnist5k, mnist, ..., npz:FILE, folder:DIR or parquet:PLACE.")
+    ] = "mnist5k",
+    norm: Annotated[
+        str, typer.Option(help="linf, l2, l1; or spatial, rotation, translation, corruption, patch, mask.")
+    ] = "linf",
+    eps: Annotated[
+        str, typer.Option(help="Radius, in units of [0, 1]: 0.1 or 8/255; else the threat's size.")
+    ] = "8/255",
+    limit: Annotated[int, typer.Option(help="How many images, balanced over the classes.")] = 100,
+    attack: Annotated[list[str] | None, typer.Option(help="Only this attack.")] = None,
+    certify: Annotated[list[str] | None, typer.Option(help="Only this certificate.")] = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse corrupt images instead of skipping.")
+    ] = False,
+    device: Annotated[Device, typer.Option(help="auto takes a GPU where there is one.")] = Device.auto,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+) -> None:
+    """Bracket the robust accuracy of one model, the zoo's or your own, and print it.
+
+    MODEL is SOURCE:PLACE with SOURCE one of file, python, onnx, torchscript, exported, torchvision,
+    timm, robustbench: file:net.py:make,width=32@mean=0.13@std=0.31 calls make(width=32) and
+    normalises the inputs. @mean, @std, @box, @classes and @weights may stand in net.toml as well.
+    """
+    finish(
+        "evaluate",
+        model,
+        data,
+        norm,
+        eps,
+        limit,
+        tuple(attack or ()),
+        tuple(certify or ()),
+        data_root,
+        download,
+        strict,
+        device.value,
+        seed,
+    )
+
+
+def certify(
+    onnx: Annotated[Path | None, typer.Option(help="Network: FILE.onnx or .onnx.gz.")] = None,
+    vnnlib: Annotated[Path | None, typer.Option(help="Property: FILE.vnnlib or .vnnlib.gz.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds (default 300; in a batch, the file's own).")
+    ] = None,
+    witness: Annotated[
+        Path | None, typer.Option(help="Write the counterexample here (in a batch: a folder).")
+    ] = None,
+    batch: Annotated[
+        Path | None, typer.Option(help="Run every onnx,vnnlib,timeout line of this file.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="The batch's answers, one row each (default results.csv).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the searches.")] = 0,
+) -> None:
+    """Prove or break a VNN-LIB property of an ONNX network, as in VNN-COMP.
+
+    The first line on stdout is unsat (proved), sat (broken: the counterexample follows), unknown or
+    timeout. A stopped batch keeps its finished rows; the same command continues. Exit code: 0
+    answered, 1 some instance of a batch failed, 2 the request could not be carried out.
+    """
+    finish("certify", onnx, vnnlib, timeout, witness, batch, results, seed)
+
+
+def audit(
+    model: Annotated[
+        str, typer.Argument(help="A zoo name, or your own: file:net.py:make, onnx:net.onnx, ...")
+    ],
+    data: Annotated[
+        str, typer.Option(help="mnist5k, mnist, ..., npz:FILE, folder:DIR or parquet:PLACE.")
+    ] = "mnist5k",
+    norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
+    eps: Annotated[str, typer.Option(help="Radius, in units of [0, 1]: 0.1 or 8/255.")] = "8/255",
+    limit: Annotated[int, typer.Option(help="How many images, balanced over the classes.")] = 50,
+    data_root: DataRoot = None,
+    download: Download = False,
+    device: Annotated[Device, typer.Option(help="auto takes a GPU where there is one.")] = Device.auto,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+) -> None:
+    """Ask whether a model's robust accuracy can be believed, and print every rung's answer.
+
+    MODEL as in evaluate. Exit code: 0 every rung passed, 1 some failed, 2 the audit could not be run.
+    """
+    finish("audit", model, data, norm, eps, limit, data_root, download, device.value, seed)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds these commands to the command line."""
+    for command in (evaluate, audit, certify):
+        app.command()(command)

@@ -1,0 +1,142 @@
+"""Signs, read off a model before any attack, that a robustness number measured on it would mislead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.base import Batch, Classifier, frozen, margin
+from models.randomness import Randomness
+from models.threat import ThreatModel
+
+SAMPLES = 50
+# A share of samples from which on a sign is no longer an accident.
+MANY = 0.1
+MODES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A short word for tables, and a sentence with the numbers behind it."""
+
+    word: str
+    detail: str
+
+
+def signs(model: Classifier, batch: Batch, threat: ThreatModel) -> list[Sign]:
+    """What is suspicious about `model` on up to 50 of the samples x (n, ...); nothing for an honest one.
+
+    Random or batch-dependent outputs, layers in train mode, probabilities or labels for logits, saturation,
+    jumps next to the samples, other scalings of the inputs that suit the network better, and gradients that
+    are absent, zero, NaN or shattered (loss along the gradient is not what the gradient promises).
+    Source: Athalye, Carlini, Wagner 2018, 1802.00420, section 3.1; Carlini et al. 2019, 1902.06705.
+    """
+    batch = batch[:SAMPLES]
+    stuck = [module for module in model.modules() if module.training and isinstance(module, MODES)]
+    found = [Sign("train mode", f"{type(stuck[0]).__name__} is in train mode")] if stuck else []
+    with frozen(model):
+        with torch.no_grad():
+            logits = model.logits(batch.x)
+            found += _repeated(model, batch, logits)
+            found += _shape_of(logits)
+            if not any(sign.word in ("random", "batch-dependent") for sign in found):
+                found += _jumps(model, batch, logits, threat)
+            found += _scaling(model, batch, logits)
+        found += _gradients(model, batch, threat)
+    return found
+
+
+def _repeated(model: Classifier, batch: Batch, logits: Tensor) -> Iterator[Sign]:
+    unit = max(1.0, float(logits.abs().max()))
+    change = float((model.logits(batch.x) - logits).abs().max())
+    if change > 1e-5 * unit:
+        yield Sign("random", f"logits change by {change:.2g} when the same images are asked for again")
+        return
+    alone = torch.cat([model.logits(batch.x[i : i + 1]) for i in range(min(len(batch), 5))])
+    change = float((alone - logits[: len(alone)]).abs().max())
+    if change > 1e-3 * unit:
+        yield Sign("batch-dependent", f"logits of an image change by {change:.2g} with the batch it is in")
+
+
+def _shape_of(logits: Tensor) -> Iterator[Sign]:
+    one_hot = (logits == logits.amin(1, keepdim=True)).sum(1) == logits.shape[1] - 1
+    if logits.shape[1] > 2 and bool(one_hot.all()):
+        yield Sign("labels", "all logits but one are equal: labels are handed out in place of scores")
+        return
+    if bool((logits >= 0).all()) and bool(((logits.double().sum(1) - 1).abs() < 1e-4).all()):
+        yield Sign("probabilities", "the outputs of every image are probabilities: remove the softmax")
+    others = logits.float().softmax(1).scatter(1, logits.argmax(1, keepdim=True), 0.0).amax(1)
+    share = float((others == 0).double().mean())
+    if share >= 0.5:
+        said = "gives every other class a probability of exactly zero in single precision"
+        yield Sign("saturated", f"on {100 * share:.0f} % of the images it {said}: scale the logits down")
+    spread = float((logits.amax(1) - logits.amin(1)).median())
+    if spread < 1e-2:
+        yield Sign("flat logits", f"logits of an image differ by {spread:.2g}: losses drown in rounding")
+
+
+def _jumps(model: Classifier, batch: Batch, logits: Tensor, threat: ThreatModel) -> Iterator[Sign]:
+    """Noise of a ten-thousandth of the box must not move the logits as other images do."""
+    noise = Randomness(0).sign(batch.index, batch.x.shape[1:]).to(batch.x)
+    moved = model.logits(threat.box.clamp(batch.x + 1e-4 * threat.box.width * noise))
+    usual = float(logits.std(0).mean())
+    share = float(((moved - logits).abs().amax(1) > 0.5 * usual).double().mean())
+    if share >= MANY:
+        yield Sign("jumps", f"imperceptible noise changes the logits of {100 * share:.0f} % of the images")
+
+
+def _scaling(model: Classifier, batch: Batch, logits: Tensor) -> Iterator[Sign]:
+    if batch.x.dim() != 4:
+        return
+    axes = (0, 2, 3)
+    mean, std = batch.x.mean(axes, keepdim=True), batch.x.std(axes, keepdim=True).clamp(min=1e-6)
+    right = float((logits.argmax(1) == batch.y).double().mean())
+    others = {"normalised": (batch.x - mean) / std, "scaled to 0..255": 255 * batch.x}
+    for shift, width in ((mean, std), (0.5, 0.5), (0.5, 0.25)):
+        others[f"with a normalisation undone ({float(torch.as_tensor(width).mean()):.2g})"] = (
+            batch.x * width + shift
+        )
+    for what, x in others.items():
+        share = float((model.logits(x).argmax(1) == batch.y).double().mean())
+        if share > right + 0.2:
+            yield Sign("scaling", f"{100 * right:.0f} % right, but {100 * share:.0f} % on images {what}")
+            return
+
+
+def _gradients(model: Classifier, batch: Batch, threat: ThreatModel) -> Iterator[Sign]:
+    x = batch.x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        values = margin(model.differentiable_logits(x), batch.y)
+        if not values.requires_grad:
+            yield Sign("no gradient", "outputs do not depend on the inputs for autograd: declare a surrogate")
+            return
+        (gradient,) = torch.autograd.grad(values.sum(), x, allow_unused=True)
+    if gradient is None:
+        yield Sign("no gradient", "outputs do not depend on the inputs for autograd: declare a surrogate")
+        return
+    flat = gradient.flatten(1)
+    broken = float((~torch.isfinite(flat)).any(1).double().mean())
+    if broken:
+        yield Sign("NaN gradient", f"gradients of {100 * broken:.0f} % of the images are not finite")
+    zero = float((flat == 0).all(1).double().mean())
+    if zero >= MANY:
+        yield Sign("zero gradient", f"gradients of {100 * zero:.0f} % of the images are zero throughout")
+    elif not broken:
+        yield from _along(model, batch, values.detach(), gradient, threat)
+
+
+def _along(
+    model: Classifier, batch: Batch, values: Tensor, gradient: Tensor, threat: ThreatModel
+) -> Iterator[Sign]:
+    """A small steepest step must lower the margin about as much as the gradient says."""
+    moved = threat.project(batch.x, batch.x + 0.05 * threat.radius * threat.steepest(-gradient))
+    with torch.no_grad():
+        fall = values - margin(model.logits(moved), batch.y)
+    promised = -((moved - batch.x) * gradient).flatten(1).sum(1)
+    kept = fall[promised > 0] / promised[promised > 0]
+    if len(kept) and not 0.4 < float(kept.median()) < 2.5:
+        said = f"a small step keeps {100 * float(kept.median()):.0f} % of what its gradient promises"
+        yield Sign("shattered", said)

@@ -1,0 +1,113 @@
+"""The liars' zoo: every liar is flagged and falls to its true accuracy, and the honest are left in peace."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+
+from attacks.square import Square
+from bench.auditor import Audit, audit
+from defenses.zoo import ModelName, load
+from models.probes import signs
+from models.randomness import Randomness
+from models.threat import ThreatModel
+from tests.liars.zoo import HONEST, classifier, liars, panel
+
+EPS, N = 0.15, 20
+LIARS = liars()
+# What gives each away before any attack is run; the others are caught by comparing attacks.
+SIGNS = {
+    "zero gradients": "zero gradient",
+    "quantised input": "zero gradient",
+    "random logits": "random",
+    "saturated logits": "saturated",
+    "temperature": "flat logits",
+    "detached layer": "no gradient",
+    "argmax output": "labels",
+    "test-time dropout": "random",
+    "batch-dependent output": "batch-dependent",
+    "look-up": "jumps",
+    "probabilities": "probabilities",
+    "NaN gradient": "NaN gradient",
+}
+# Liars whose decisions are those of the honest network, so that its broken samples are theirs.
+SAME = [
+    "zero gradients",
+    "saturated logits",
+    "temperature",
+    "detached layer",
+    "probabilities",
+    "NaN gradient",
+]
+SAME += ["look-up"]
+
+
+@lru_cache
+def audited(name: str) -> Audit:
+    batch = panel(N)
+    model = load(ModelName.parse(name)) if name in HONEST else classifier(LIARS[name](), name)
+    torch.manual_seed(0)
+    return audit(model, batch.x, batch.y, eps=EPS)
+
+
+@pytest.mark.parametrize("name", SIGNS)
+def test_a_liar_gives_itself_away_before_any_attack(name: str) -> None:
+    found = signs(classifier(LIARS[name](), name), panel(40), ThreatModel("linf", EPS))
+    assert SIGNS[name] in [sign.word for sign in found]
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_an_honest_model_shows_no_sign(name: str) -> None:
+    assert signs(load(ModelName.parse(name)), panel(40), ThreatModel("linf", EPS)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HONEST)
+def test_an_honest_model_passes_every_rung(name: str) -> None:
+    result = audited(name)
+    assert result.flags == ()
+    assert result.reliable
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LIARS)
+def test_every_liar_is_flagged(name: str) -> None:
+    result = audited(name)
+    assert result.flags
+    assert result.attacked <= result.naive
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAME)
+def test_a_liar_falls_where_its_honest_network_falls(name: str) -> None:
+    honest, lying = audited("conv-small").broken, audited(name).broken
+    assert int((honest & ~lying).sum()) == 0
+
+
+@pytest.mark.slow
+def test_labels_alone_are_called_unreliable_rather_than_robust() -> None:
+    """Some 2,000 labels a sample find half of what gradients find: the rest is not known, and it is said."""
+    result = audited("argmax output")
+    assert not result.reliable
+    assert result.naive == 1.0
+    assert result.attacked < 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["k-winners-take-all", "quantised input", "double normalisation"])
+def test_no_long_random_search_beats_the_worst_case_by_a_sample(name: str) -> None:
+    model, batch = classifier(LIARS[name](), name), panel(N)
+    searched = Square(queries=3000).run(model, batch, ThreatModel("linf", EPS), Randomness(1)).success
+    assert int((searched.numpy() & ~audited(name).broken).sum()) <= 1
+
+
+def test_the_verdict_says_what_was_measured() -> None:
+    batch = panel(4)
+    result = audit(classifier(LIARS["probabilities"](), "p"), batch.x, batch.y, eps="0.05")
+    assert "probabilities" in result.flags
+    assert f"n = {len(batch)}" in result.verdict()
+    assert "<table" in result._repr_html_()
+    assert isinstance(result.broken, np.ndarray)
