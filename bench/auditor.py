@@ -11,11 +11,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from attacks.access import ScoreAccess
 from attacks.base import AdversarialBatch, Attack
 from attacks.fgsm import FGSM
 from attacks.hopskipjump import HopSkipJump
 from attacks.pgd import PGD
 from attacks.square import Square
+from attacks.square import search as random_search
 from attacks.strongest import Strongest
 from attacks.transfer import Transfer
 from bench.inputs import read_inputs
@@ -30,6 +32,7 @@ from models.threat import Box, ThreatModel
 
 NOISES = 10
 QUERIES = 500
+PERSIST = 3000
 LABEL_QUERIES = 2000
 # How much one judge may be ahead of another, as a share of the samples, before the other is distrusted.
 AHEAD = 0.05
@@ -165,8 +168,11 @@ class _Auditor:
             clean = self.model.logits(self.batch.x).argmax(1) == self.batch.y
         pgd = self._pgd()
         self._gradient_rungs(pgd)
-        strongest = self._broken(Strongest())
+        worst = self._run(Strongest(), self.threat)
+        strongest = self._none() if worst is None else _within(worst, self.threat.radius)
         self._compare("worst case beyond pgd", strongest, pgd, BEHIND, "strongest", "pgd")
+        if worst is not None and any(not rung.passed for rung in self.rungs):
+            strongest |= self._persisted(worst.x_adv, ~strongest & clean.cpu())
         weaker = self._without_gradients(sources, labels=bool(words & {"labels", "no gradient"}))
         beaten = {name: other & ~strongest for name, other in weaker.items()}
         everything = ~clean | pgd | strongest
@@ -221,17 +227,36 @@ class _Auditor:
     def _broken(self, attack: Attack, threat: ThreatModel | None = None) -> Tensor:
         """Which samples (n,) an attack breaks; none where it cannot be run on the model at all."""
         threat = threat or self.threat
-        if attack.minimal:
-            radius, threat = threat.radius, replace(threat, eps=None)
-        else:
-            radius = threat.radius
+        result = self._run(attack, replace(threat, eps=None) if attack.minimal else threat)
+        return self._none() if result is None else _within(result, threat.radius)
+
+    def _none(self) -> Tensor:
+        return torch.zeros(len(self.batch), dtype=torch.bool)
+
+    def _run(self, attack: Attack, threat: ThreatModel) -> AdversarialBatch | None:
         try:
-            result = attack.run(self.model, self.batch, threat, self.randomness.child(attack.name))
+            return attack.run(self.model, self.batch, threat, self.randomness.child(attack.name))
         except (NotApplicable, UserError, RuntimeError) as reason:
             failed = Rung(f"{attack.name} runs", False, str(reason).splitlines()[0])
             self.rungs += [] if failed in self.rungs else [failed]
-            return torch.zeros(len(self.batch), dtype=torch.bool)
-        return _within(result, radius)
+            return None
+
+    def _persisted(self, points: Tensor, left: Tensor) -> Tensor:
+        """Which of the samples `left` (n,) a long random search breaks from the points (n, ...) reached."""
+        rows, found = left.nonzero()[:, 0], self._none()
+        if not len(rows) or self.threat.norm not in Square.norms:
+            return found
+        view, randomness = ScoreAccess(self.model, len(self.batch)), self.randomness.child("persist")
+        with frozen(self.model):
+            moved, broken = random_search(
+                view, self.batch, rows, self.threat, randomness,
+                queries=PERSIST, first=0.2, start=points[rows],
+            )  # fmt: skip
+        legal = self.threat.contains(self.batch.x[rows], moved)
+        found[rows[(broken & legal).cpu()]] = True
+        said = f"from where strongest got, random search breaks {int(found.sum())} of the {len(rows)} left"
+        self.rungs.append(Rung("long search", True, said))
+        return found
 
     def _noise(self) -> Tensor:
         """Which samples (n,) some of 10 random points of the ball's surface break."""
