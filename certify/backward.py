@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch import Tensor
 from certify.bounds import Interval, range_over_threat
 from certify.graph import Graph
 from certify.ibp import IntervalPass, margin_rows
-from certify.rules.operation import Affine, Pulled, Relaxed
+from certify.rules.activation import Activation
+from certify.rules.operation import Affine, Pulled, Relaxed, pull_overlap
 from models.threat import ThreatModel
 
 # Small enough for the rows of one chunk to stay near the cache, and far below any memory limit.
@@ -41,7 +42,8 @@ class Relaxation:
 
     bounds: by the index of the bounded node. alpha: by the index of the relaxed node, the place
     of its lower slope in [0, 1], (n, *shape) or (n, k, *shape); absent means parallel lines.
-    Any alpha gives valid bounds.
+    overlap: by the same index and in the same shapes, a weight >= 0 on both lines at once, which uses that
+    z keeps to its bounds. Any alpha and any overlap give valid bounds.
     """
 
     graph: Graph
@@ -49,16 +51,21 @@ class Relaxation:
     threat: ThreatModel
     bounds: Mapping[int, Interval]
     alpha: Mapping[int, Tensor]
+    overlap: Mapping[int, Tensor] = field(default_factory=dict)
 
-    def with_alpha(self, alpha: Mapping[int, Tensor]) -> Relaxation:
-        """The same bounds under other lower slopes."""
-        return Relaxation(self.graph, self.x, self.threat, self.bounds, alpha)
+    def with_alpha(
+        self, alpha: Mapping[int, Tensor], overlap: Mapping[int, Tensor] | None = None
+    ) -> Relaxation:
+        """The same bounds under other lower slopes, and other weights on both lines."""
+        return Relaxation(self.graph, self.x, self.threat, self.bounds, alpha, overlap or {})
 
     def select(self, samples: slice | Tensor) -> Relaxation:
         """The same for some of the samples."""
         bounds = {i: Interval(b.lower[samples], b.upper[samples]) for i, b in self.bounds.items()}
-        alpha = {i: value[samples] for i, value in self.alpha.items()}
-        return Relaxation(self.graph, self.x[samples], self.threat.select(samples), bounds, alpha)
+        alpha, overlap = (
+            {i: value[samples] for i, value in part.items()} for part in (self.alpha, self.overlap)
+        )
+        return Relaxation(self.graph, self.x[samples], self.threat.select(samples), bounds, alpha, overlap)
 
     def lower(self, node: int, rows: Tensor) -> Tensor:
         """Lower bounds (n, k) on rows . value(node) over the threat set; rows (n, k, *shape of node)."""
@@ -75,7 +82,8 @@ class Relaxation:
     def _antisymmetric(self, node: int) -> bool:
         operations = ((i, self.graph.nodes[i].operation) for i in range(1, node + 1))
         relaxed = [(i, operation) for i, operation in operations if isinstance(operation, Relaxed)]
-        return all(operation.antisymmetric and i not in self.alpha for i, operation in relaxed)
+        free = {*self.alpha, *self.overlap}
+        return all(operation.antisymmetric and i not in free for i, operation in relaxed)
 
     def _pass(self, node: int, rows: Tensor, both: bool) -> Interval:
         shapes = self.graph.shapes(self.x)
@@ -106,7 +114,11 @@ class Relaxation:
         operation = self.graph.nodes[i].operation
         assert isinstance(operation, Relaxed)
         bounds = self.bounds[self.graph.nodes[i].inputs[0]]
-        return operation.pull(rows, bounds, self.alpha.get(i), both)
+        pulled = operation.pull(rows, bounds, self.alpha.get(i), both)
+        if i not in self.overlap:
+            return pulled
+        assert isinstance(operation, Activation)
+        return pull_overlap(pulled, operation.lines(bounds, self.alpha.get(i)), self.overlap[i])
 
 
 def relax(graph: Graph, x: Tensor, threat: ThreatModel, *slopes: Slope, intervals: bool = True) -> Relaxation:

@@ -127,7 +127,7 @@ class Certifier(ABC):
         if torch.isnan(lower).any():
             raise UserError(f"certificate '{self.name}' met NaN: check the weights of '{model.name}'")
         lower = lower.scatter(1, batch.y[:, None], torch.inf)
-        certified = lower.amin(1) > self.tolerance * logits.double().abs().amax(1).clamp(min=1.0)
+        certified = proves(lower, logits, self.tolerance)
         if decision.found is None or decision.witness is None:
             return Certificate(lower, certified, settled_by=decision.settled_by)
         witness = torch.where(per_sample(decision.found, batch.x), decision.witness.to(batch.x), batch.x)
@@ -139,6 +139,11 @@ class Certifier(ABC):
                 f"certificate '{self.name}' contradicts itself on '{model.name}': it proves nothing"
             )
         return Certificate(lower, certified, 1.0, broken, witness, decision.settled_by)
+
+
+def proves(lower: Tensor, logits: Tensor, tolerance: float) -> Tensor:
+    """Whether bounds (n, classes), +inf in the label's column, certify: above tolerance max(1, max |z|)."""
+    return lower.amin(1) > tolerance * logits.double().abs().amax(1).clamp(min=1.0)
 
 
 def _joined(pieces: list[Certificate], confidence: float) -> Certificate:

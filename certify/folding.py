@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from certify.backward import Relaxation
@@ -96,12 +95,3 @@ def fold(relaxation: Relaxation, node: int, rows: Tensor, undecided: list[Undeci
     size = relaxation.x[0].numel()
     inputs_rows = pending[0].flatten(2)[0] if 0 in pending else rows.new_zeros(len(rows), size)
     return Affines(inputs_rows, neurons, constant[0])
-
-
-def fold_inputs(relaxation: Relaxation, group: Undecided, undecided: list[Undecided]) -> Affines:
-    """The inputs z of a group's neurons, as functions of the input and of earlier neurons."""
-    node = relaxation.graph.nodes[group.node].inputs[0]
-    shape = relaxation.graph.shapes(relaxation.x)[node]
-    rows = torch.zeros(len(group.places), shape.numel(), dtype=relaxation.x.dtype)
-    rows[torch.arange(len(group.places)), group.places] = 1.0
-    return fold(relaxation, node, rows.reshape(-1, *shape), undecided)

@@ -2,107 +2,93 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import cvxpy as cp
-import numpy as np
 import torch
 from torch import Tensor
 
 from certify.backward import Relaxation, adaptive_slope, margins, parallel_slope, relax
 from certify.base import Certifier, register_certifier
-from certify.folding import Affines, Undecided, fold, fold_inputs, undecided_neurons
+from certify.convex_program import ConvexProgram
+from certify.folded import Folded, Targets, folded_network
+from certify.folding import Undecided, undecided_neurons
 from certify.ibp import interval_margins, margin_rows
 from certify.prepare import prepare
-from certify.witness import recheck, slopes_from_multipliers
+from certify.warm_program import Multipliers, WarmProgram
+from certify.witness import recheck
 from models.base import Batch, Classifier
 from models.cost import Cost
+from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import ThreatModel
 
-Multipliers = tuple[np.ndarray, np.ndarray]
+# The multipliers where one target is least; slopes that the program leaves open; a limit in seconds.
+Solve = Callable[[int, Tensor, float], list[Multipliers]]
+SOLVERS: dict[str, Callable[[Folded, Targets], Solve]] = {
+    "highs": lambda folded, targets: WarmProgram(folded, targets).minimum,
+    "cvxpy": lambda folded, targets: ConvexProgram(folded, targets).solve,
+}
 
 
-class Program:
-    """min c . (x, a) over the triangle relaxation of one sample's network, for any cost c.
-
-    Variables: the input x in its box and the output a of each undecided neuron. Constraints, with
-    z affine in x and in earlier a: a >= leak z, a >= z, and a below the chord from (l, leak l) to
-    (u, u). Source: Wong & Kolter 2018, 1711.00851, equation 4.
-    """
-
-    def __init__(self, relaxation: Relaxation, undecided: list[Undecided]) -> None:
-        self.undecided = undecided
-        lower, upper = (bound.flatten().numpy() for bound in relaxation.threat.bounds(relaxation.x))
-        inputs = cp.Variable(len(lower), bounds=[lower, upper])
-        neurons = cp.Variable(sum(len(group.places) for group in undecided))
-        self.variables = cp.hstack([inputs, neurons])
-        values = self._matrix([fold_inputs(relaxation, group, undecided) for group in undecided])
-        matrix, constant = values
-        z = matrix @ self.variables + constant
-        low = np.concatenate([group.lower.numpy() for group in undecided])
-        high = np.concatenate([group.upper.numpy() for group in undecided])
-        leak = np.concatenate([np.full(len(group.places), group.leak) for group in undecided])
-        chord = (high - leak * low) / (high - low)
-        self.above_zero = neurons >= cp.multiply(leak, z)
-        self.above_line = neurons >= z
-        below_chord = neurons <= cp.multiply(chord, z) + (1 - chord) * high
-        self.cost = cp.Parameter(len(lower) + len(low))
-        constraints = [self.above_zero, self.above_line, below_chord]
-        self.problem = cp.Problem(cp.Minimize(self.cost @ self.variables), constraints)
-
-    def _matrix(self, parts: list[Affines]) -> tuple[np.ndarray, np.ndarray]:
-        """Coefficients over (x, a), and constants, of stacked affine functions."""
-        rows = [torch.cat([p.inputs, *(p.neurons[g.node] for g in self.undecided)], 1) for p in parts]
-        return torch.cat(rows).numpy(), torch.cat([p.constant for p in parts]).numpy()
-
-    def multipliers(self, value: Affines, seconds: float) -> Multipliers | None:
-        """The multipliers of a >= leak z and a >= z where `value` (one row) is least; None on any failure."""
-        self.cost.value = self._matrix([value])[0][0]
-        try:
-            self.problem.solve(solver=cp.HIGHS, time_limit=seconds)
-        except (cp.SolverError, ValueError, ArithmeticError):
-            return None
-        if self.above_zero.dual_value is None or self.above_line.dual_value is None:
-            return None
-        return np.asarray(self.above_zero.dual_value), np.asarray(self.above_line.dual_value)
+def undecided_count(relaxation: Relaxation) -> int:
+    """How many neurons of one sample's relaxation are undecided."""
+    return sum(len(group.places) for group in undecided_neurons(relaxation))
 
 
-def solved_margins(relaxation: Relaxation, y: Tensor, known: Tensor, seconds: float, skip: Tensor) -> Tensor:
+def known_margins(relaxation: Relaxation, y: Tensor) -> Tensor:
+    """The best of the interval, polytope and crown bounds (n, classes) that a relaxation starts from."""
+    known = torch.maximum(margins(relaxation, y), margins(relaxation.with_alpha({}), y))
+    return torch.maximum(known, interval_margins(relaxation.graph, relaxation.x, y, relaxation.threat))
+
+
+def solved_margins(
+    relaxation: Relaxation, y: Tensor, known: Tensor, classes: Tensor, solver: str, seconds: float
+) -> Tensor:
     """Lower bounds (1, classes) of one sample's margins by the linear program, never below `known`.
 
-    Classes in `skip` (classes,) keep what is known, as do those that the solver fails on. Each
-    program's multipliers become lower slopes, and the bound is what these prove by themselves.
+    Only the columns in `classes` (k,) are solved; one that the solver fails on keeps what is known. Each
+    program's multipliers become slopes, and the bound is what these prove by themselves.
     """
     undecided = [group for group in undecided_neurons(relaxation) if len(group.places)]
-    if not undecided or bool(skip.all()):
+    if not undecided or not len(classes):
         return known
     rows = margin_rows(y, known.shape[1], known.dtype)
-    folded = fold(relaxation, len(relaxation.graph.nodes) - 1, rows[0], undecided)
-    program = Program(relaxation, undecided)
-    better = known.clone()
-    for target in (~skip).nonzero()[:, 0].tolist():
-        part = {i: value[target : target + 1] for i, value in folded.neurons.items()}
-        one = slice(target, target + 1)
-        found = program.multipliers(Affines(folded.inputs[one], part, folded.constant[one]), seconds)
-        if found is not None:
-            proved = recheck(relaxation, rows[:, one], _slopes(relaxation, undecided, found))
-            better[:, one] = torch.maximum(better[:, one], proved)
-    return better
+    single = [rows[0, target : target + 1] for target in classes.tolist()]
+    folded, targets = folded_network(relaxation, single, [row.new_zeros(1) for row in single])
+    solve = SOLVERS[solver](folded, targets)
+    start = torch.cat([relaxation.alpha[group.node].flatten()[group.places] for group in undecided])
+    found = [
+        (target, multipliers)
+        for group, target in enumerate(classes.tolist())
+        for multipliers in solve(group, start, seconds)
+    ]
+    if not found:
+        return known
+    solved = torch.tensor([target for target, _ in found])
+    none = {i: torch.zeros_like(part) for i, part in relaxation.alpha.items()}
+    alpha = over_nodes(relaxation.alpha, undecided, torch.stack([part.alpha for _, part in found]))
+    weights = [torch.zeros_like(start) if part.overlap is None else part.overlap for _, part in found]
+    overlap = over_nodes(none, undecided, torch.stack(weights))
+    proved = recheck(relaxation, rows[:, solved], alpha, overlap)
+    return known.scatter_reduce(1, solved[None], proved, "amax")
 
 
-def _slopes(relaxation: Relaxation, undecided: list[Undecided], found: Multipliers) -> dict[int, Tensor]:
-    """The solver's multipliers as lower slopes (1, *shape) of each relaxed node."""
-    alpha = dict(relaxation.alpha)
-    start = 0
-    for group in undecided:
-        stop = start + len(group.places)
-        zero, line = (torch.from_numpy(np.array(part[start:stop], dtype=np.float64)) for part in found)
-        flat = alpha[group.node].flatten().clone()
-        flat[group.places] = slopes_from_multipliers(zero, line, flat[group.places])
-        alpha[group.node] = flat.reshape(alpha[group.node].shape)
-        start = stop
-    return alpha
+def over_nodes(like: Mapping[int, Tensor], undecided: list[Undecided], values: Tensor) -> dict[int, Tensor]:
+    """`like`, node by node (1, *shape), with the undecided neurons' entries replaced by values (k, m).
+
+    The result is (1, k, *shape): for k rows of one sample.
+    """
+    moved, start = {}, 0
+    places = {group.node: group.places for group in undecided}
+    for node, part in like.items():
+        flat = part.flatten().repeat(len(values), 1)
+        if node in places:
+            stop = start + len(places[node])
+            flat[:, places[node]] = values[:, start:stop]
+            start = stop
+        moved[node] = flat.reshape(1, len(values), *part.shape[1:])
+    return moved
 
 
 @register_certifier("lp")
@@ -113,7 +99,8 @@ class LinearProgram(Certifier):
     Intermediate bounds are the intersection of interval, polytope and crown bounds, so that the
     optimum is never below any of the three. `only_open` solves only the classes that all three
     leave open; the others keep their bound. Where more than `neurons` neurons are undecided, or
-    after `seconds` on one class, the best of interval, polytope and crown bounds stands.
+    after `seconds` on one class, the best of interval, polytope and crown bounds stands. solver "highs"
+    keeps one model a sample, warm from class to class; "cvxpy" writes a fresh problem for each.
     Source: Wong & Kolter 2018, 1711.00851, equation 4; Salman et al. 2019.
     """
 
@@ -122,22 +109,28 @@ class LinearProgram(Certifier):
     cost = Cost.EXTREME
 
     only_open: bool = True
-    neurons: int = 300
+    neurons: int = 500
     seconds: float = 60.0
+    solver: str = "highs"
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise UserError(f"lp has no solver '{self.solver}': choose {' or '.join(SOLVERS)}")
 
     def bound(self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness) -> Tensor:
         graph, x = prepare(model, batch.x)
         with torch.no_grad():
             relaxation = relax(graph, x, threat, parallel_slope, adaptive_slope)
-            known = torch.maximum(margins(relaxation, batch.y), margins(relaxation.with_alpha({}), batch.y))
-            known = torch.maximum(known, interval_margins(graph, x, batch.y, threat))
+            known = known_margins(relaxation, batch.y)
             pieces = []
             for i in range(len(x)):
                 one = slice(i, i + 1)
-                skip = (known[i] > 0) if self.only_open else torch.zeros_like(known[i], dtype=torch.bool)
-                skip[batch.y[i]] = True
+                wanted = (known[i] <= 0) if self.only_open else torch.ones_like(known[i], dtype=torch.bool)
+                wanted[batch.y[i]] = False
                 sample = relaxation.select(one)
-                if sum(len(group.places) for group in undecided_neurons(sample)) > self.neurons:
-                    skip = torch.ones_like(skip)
-                pieces.append(solved_margins(sample, batch.y[one], known[one], self.seconds, skip))
+                wanted &= undecided_count(sample) <= self.neurons
+                classes = wanted.nonzero()[:, 0]
+                pieces.append(
+                    solved_margins(sample, batch.y[one], known[one], classes, self.solver, self.seconds)
+                )
         return torch.cat(pieces) if pieces else known

@@ -11,7 +11,7 @@ from scipy.sparse import block_array, csr_matrix, diags_array, eye_array
 from torch import Tensor
 
 from certify.folded import Folded, Targets
-from certify.witness import slopes_from_multipliers
+from certify.witness import overlap_from_multipliers, slopes_from_multipliers
 
 RAYS = (1.0, 30.0, 1e3, 3e4)
 
@@ -21,12 +21,14 @@ class Multipliers:
     """Lower slopes alpha (m,) and phase multipliers beta (m,) read off a solved program.
 
     x (d,) is the program's input, and violation (m,) how far its a is from the neuron's own output at its z.
+    overlap (m,) is the weight on both lines of a free neuron at once, None where nobody asked.
     """
 
     alpha: Tensor
     beta: Tensor
     x: Tensor
     violation: Tensor
+    overlap: Tensor | None = None
 
 
 class WarmProgram:
@@ -41,7 +43,10 @@ class WarmProgram:
         self.folded, self.targets = folded, targets
         self.d, self.m = folded.input_rows.shape[1], folded.neurons
         self.solver = highspy.Highs()
-        for option, value in (("output_flag", False), ("presolve", "off"), ("threads", 1)):
+        # HiGHS' own scaling doubles the pivots here: rows and columns are alike already.
+        for option, value in (
+            ("output_flag", False), ("presolve", "off"), ("threads", 1), ("simplex_scale_strategy", 0)
+        ):  # fmt: skip
             self.solver.setOptionValue(option, value)
         self.lower, self.upper = folded.lower.numpy(), folded.upper.numpy()
         self.solver.passModel(self._program())
@@ -119,9 +124,18 @@ class WarmProgram:
         rows = torch.from_numpy(np.array(solution.row_dual, dtype=np.float64))
         reduced = torch.from_numpy(np.array(solution.col_dual, dtype=np.float64))[self.d : self.d + m]
         beta = torch.nan_to_num(reduced * sign, 0.0, 0.0, 0.0).clamp(min=0)
-        slopes = slopes_from_multipliers(rows[m : 2 * m], rows[2 * m : 3 * m], alpha)
+        zero, line, chord = rows[m:].split(m)
+        slopes, overlap = (
+            slopes_from_multipliers(zero, line, alpha),
+            overlap_from_multipliers(zero, line, -chord),
+        )
         x, z, a = torch.from_numpy(np.array(solution.col_value, dtype=np.float64)).split([self.d, m, m])
-        return [Multipliers(slopes, beta, x, (a - torch.where(z > 0, z, self.folded.leak * z)).abs())]
+        violation = (a - torch.where(z > 0, z, self.folded.leak * z)).abs()
+        return [Multipliers(slopes, beta, x, violation, overlap)]
+
+    def minimum(self, group: int, alpha: Tensor, seconds: float) -> list[Multipliers]:
+        """The multipliers where the group's function is least with every phase free."""
+        return self.solve(group, torch.zeros(self.m, dtype=torch.int8), alpha, seconds)
 
     def _ray(self, sign: Tensor, alpha: Tensor) -> list[Multipliers]:
         found = self.solver.getDualRay()  # type: ignore[attr-defined]

@@ -129,6 +129,19 @@ def pull_lines(rows: Tensor, lines: Lines, both: bool) -> Pulled:
     return Pulled(below, constant, opposite)
 
 
+def pull_overlap(pulled: Pulled, lines: Lines, weight: Tensor) -> Pulled:
+    """`pulled` less weight (upper line - lower line)(z), which no legal z makes negative; weight >= 0.
+
+    weight is (n, *input) or (n, k, *input): the multiplier of the constraint that z keeps to its bounds.
+    """
+    weight = spread(weight, pulled.rows)
+    rows = pulled.rows + weight * spread(lines.lower_slope - lines.upper_slope, pulled.rows)
+    constant = pulled.constant - (weight * spread(lines.upper_intercept, pulled.rows)).flatten(2).sum(2)
+    if lines.lower_intercept is not None:
+        constant = constant + (weight * spread(lines.lower_intercept, pulled.rows)).flatten(2).sum(2)
+    return Pulled(rows, constant)
+
+
 def folded(rows: Tensor) -> Tensor:
     """(n, k, ...) as (n k, ...), for operations that know samples only."""
     return rows.flatten(0, 1)
