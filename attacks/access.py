@@ -13,16 +13,23 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from attacks.losses import margin_loss
 from attacks.smoothed import Reach, Smoothed
 from models.base import Classifier
+from models.errors import NotApplicable
 
 V = TypeVar("V", bound="Access")
+
+# How far towards the middle of the box a gradient that is no number is asked for again.
+NUDGE = 1e-3
 
 
 class Access:
     """The counters shared by all views: forward and backward passes of each of n samples.
 
-    An attack of several stages also notes here which of them broke which sample.
+    slope (n,) is 0 where no gradient was asked for, 1 where every one was zero throughout, 2 elsewhere.
+    An attack of several stages also notes here which of them broke which sample. With `record`ed labels
+    the loss max_{j != y} z_j - z_y of every look at a sample's logits is kept, in order.
     """
 
     def __init__(self, model: Classifier, n: int) -> None:
@@ -34,8 +41,39 @@ class Access:
         self.backward = torch.zeros(n, dtype=torch.int64)
         self.shared_forward = 0
         self.shared_backward = 0
+        self.slope = torch.zeros(n, dtype=torch.int64)
         self.stage = torch.full((n,), -1, dtype=torch.int64)
         self.stages: list[str] = []
+        self._truth: Tensor | None = None
+        self._looks: list[tuple[Tensor, Tensor]] = []
+
+    def record(self, y: Tensor) -> None:
+        """Keeps the loss against the labels y (n,) of every look from now on."""
+        self._truth = y
+
+    @property
+    def history(self) -> Tensor:
+        """The losses of each sample's looks in order, (n, most looks) float64, NaN after the last."""
+        n = len(self.forward)
+        none = torch.zeros(0)
+        rows = torch.cat([rows for rows, _ in self._looks] or [none.long()])
+        values = torch.cat([values for _, values in self._looks] or [none.double()])
+        counts = torch.bincount(rows, minlength=n)
+        order = rows.argsort(stable=True)
+        place = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows[order]]
+        table = torch.full((n, int(counts.max()) if n else 0), torch.nan, dtype=torch.float64)
+        table[rows[order], place] = values[order]
+        return table
+
+    def moved(self, positions: Tensor) -> None:
+        """Says that its samples are those at `positions` of a larger batch, for what was recorded."""
+        self._looks = [(positions[rows], values) for rows, values in self._looks]
+
+    def _note(self, logits: Tensor, rows: Tensor | None) -> None:
+        if self._truth is None or rows is None:
+            return
+        truth = self._truth.to(rows.device)[rows].to(logits.device)
+        self._looks.append((rows.cpu(), margin_loss(logits.detach(), truth).double().cpu()))
 
     def credit(self, rows: Tensor, stage: str) -> None:
         """Notes that the attack's part `stage` broke the samples `rows`."""
@@ -47,9 +85,15 @@ class Access:
         """The stage that broke each sample, "" where none was noted."""
         return ["" if place < 0 else self.stages[place] for place in self.stage.tolist()]
 
-    def part(self, view: type[V], n: int) -> V:
-        """A view of the same model that counts from zero on n samples, for an attack within an attack."""
-        return view(self._model, n)
+    def part(self, view: type[V], n: int, y: Tensor | None = None) -> V:
+        """A view of the same model that counts from zero on n samples, for an attack within an attack.
+
+        It records against the labels y (n,) where this one records.
+        """
+        part = view(self._model, n)
+        if self._truth is not None and y is not None:
+            part.record(y)
+        return part
 
     def absorb(self, part: Access, rows: Tensor) -> None:
         """Books what `part` cost on the samples `rows` that it was opened for."""
@@ -57,6 +101,15 @@ class Access:
         self.backward[rows.cpu()] += part.backward
         self.shared_forward += part.shared_forward
         self.shared_backward += part.shared_backward
+        self.slope[rows.cpu()] = torch.maximum(self.slope[rows.cpu()], part.slope)
+        self._looks += [(rows.cpu()[looked], values) for looked, values in part._looks]
+
+    def _weigh(self, gradient: Tensor, rows: Tensor | None) -> None:
+        """Notes whose gradients (k, ...) are not zero throughout, as long as that is not known of all."""
+        if rows is None or bool((self.slope == 2).all()):
+            return
+        found = 1 + (gradient != 0).flatten(1).any(1).long().cpu()
+        self.slope.scatter_reduce_(0, rows.cpu(), found, "amax")
 
     def _book(self, x: Tensor, rows: Tensor | None, backward: int = 0) -> None:
         if rows is None:
@@ -75,18 +128,29 @@ class GradientAccess(Access):
         """Logits (k, classes) of x (k, ...), without gradients."""
         self._book(x, rows)
         with torch.no_grad():
-            return self._model.logits(x)
+            logits = self._model.logits(x)
+        self._note(logits, rows)
+        return logits
 
     def gradient(
         self, x: Tensor, rows: Tensor | None, values: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (k, classes), values(logits) (k,), and each sample's gradient of its own value (as x)."""
+        """Logits (k, classes), values(logits) (k,), and each sample's gradient of its own value (as x).
+
+        Where a surrogate gives the gradient, logits and values are the network's own all the same, at the
+        cost of another forward pass: an attack stops at what fools the network.
+        """
         self._book(x, rows, backward=1)
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
             logits = self._model.differentiable_logits(x)
-            value = values(logits)
+            value = values(self._with_gradient(logits))
             (gradient,) = torch.autograd.grad(value.sum(), x)
+        self._weigh(gradient, rows)
+        if self._model.surrogate is not None:
+            logits = self.logits(x.detach(), rows)
+            return logits, values(logits), gradient
+        self._note(logits, rows)
         return logits.detach(), value.detach(), gradient
 
     def reach(self, x: Tensor, rows: Tensor | None, copies: int) -> tuple[Tensor, list[Tensor]]:
@@ -99,6 +163,7 @@ class GradientAccess(Access):
         measured = Reach(copies, len(x) // copies)
         with torch.no_grad(), measured:
             logits = self._model.differentiable_logits(x)
+        self._note(logits, rows)
         return logits, measured.reaches
 
     def smoothed_gradient(
@@ -126,15 +191,36 @@ class GradientAccess(Access):
     def _differentiate(
         self, x: Tensor, rows: Tensor | None, values: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
+        logits, gradient = self._once(x, rows, values)
+        finite = torch.isfinite(gradient)
+        if not bool(finite.all()):
+            # A square root at 0, a norm of nothing: a hair further inside the box there often is a number.
+            box = self._model.box
+            _, beside = self._once(x + NUDGE * ((box.lower + box.upper) / 2 - x), rows, values)
+            gradient = torch.where(finite, gradient, beside).nan_to_num(0.0, 0.0, 0.0)
+        self._note(logits, rows)
+        self._weigh(gradient, rows)
+        return logits, gradient
+
+    def _once(
+        self, x: Tensor, rows: Tensor | None, values: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
         self._book(x, rows, backward=1)
         x, gradient = x.detach().requires_grad_(True), None
         with torch.enable_grad():
             logits = self._model.differentiable_logits(x)
             if logits.requires_grad:
                 (gradient,) = torch.autograd.grad(values(logits).sum(), x, allow_unused=True)
-        return logits.detach(), torch.zeros_like(x) if gradient is None else gradient.nan_to_num(
-            0.0, 0.0, 0.0
-        )
+        return logits.detach(), torch.zeros_like(x) if gradient is None else gradient
+
+    def _with_gradient(self, logits: Tensor) -> Tensor:
+        """The logits; raises NotApplicable where they have none to give."""
+        if not logits.requires_grad:
+            raise NotApplicable(
+                f"model '{self._model.name}' hands out no gradient: declare a surrogate, or take an attack "
+                "that needs none (strongest, square, hopskipjump)"
+            )
+        return logits
 
     def jacobian(self, x: Tensor, rows: Tensor | None, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (k, classes) and the gradients of m linear functionals of the logits: (m, k, ...).
@@ -145,7 +231,10 @@ class GradientAccess(Access):
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
             logits = self._model.differentiable_logits(x)
+            self._with_gradient(logits)
             (gradients,) = torch.autograd.grad(logits, x, directions, is_grads_batched=True)
+        self._weigh(gradients.transpose(0, 1), rows)
+        self._note(logits, rows)
         return logits.detach(), gradients
 
 
@@ -156,7 +245,9 @@ class ScoreAccess(Access):
         """Logits (k, classes) of x (k, ...)."""
         self._book(x, rows)
         with torch.no_grad():
-            return self._model.logits(x)
+            logits = self._model.logits(x)
+        self._note(logits, rows)
+        return logits
 
 
 class LabelAccess(Access):

@@ -8,57 +8,26 @@ float64 whether each point is a legal move and whether the model errs there.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
 from attacks.access import Access, GradientAccess, LabelAccess, ScoreAccess
+from attacks.adversarial_batch import AdversarialBatch, side_by_side
 from models.base import Batch, Classifier, check_inputs, check_logits, frozen, margin
 from models.cost import Cost
 from models.errors import UserError
 from models.randomness import Randomness
 from models.registry import Registry
-from models.threat import ThreatModel, per_sample
+from models.threat import ThreatModel, check_reach, per_sample
+from models.transformation import Transformation
 
 ROUNDING = 1e-5
 DRAWS = 15
 VIEWS: dict[str, type[Access]] = {"gradients": GradientAccess, "scores": ScoreAccess, "labels": LabelAccess}
-
-
-@dataclass(frozen=True)
-class AdversarialBatch:
-    """What an attack achieved on n samples, as judged by the base class.
-
-    x_adv (n, ...) is legal for every sample; success (n,) says where the model errs on it;
-    distance (n,) float64 is its perturbation's norm, NaN where the attack failed and 0 where the
-    clean input is already misclassified (clean (n,) is False there); margin (n,) float64 is
-    z_y - max_{j != y} z_j at x_adv; legal (n,) is False where the proposal left ball or box;
-    forward and backward (n,) count passes, shared_* those that no sample owns; artifacts are
-    what the attack fitted (a universal perturbation). won_by names the stage that broke each
-    sample, "" where none did or the attack is of one piece.
-    """
-
-    x_adv: Tensor
-    success: Tensor
-    distance: Tensor
-    margin: Tensor
-    clean: Tensor
-    legal: Tensor
-    forward: Tensor
-    backward: Tensor
-    shared_forward: int = 0
-    shared_backward: int = 0
-    artifacts: dict[str, Tensor] = field(default_factory=dict)
-    won_by: tuple[str, ...] = ()
-
-    @property
-    def wins(self) -> dict[str, int]:
-        """How many samples each stage broke, the most first."""
-        return dict(Counter(name for name in self.won_by if name).most_common())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +36,8 @@ class Attack(ABC):
 
     norms: those it searches in. minimal: it looks for the smallest perturbation, and takes
     eps=None. access: "gradients", "scores" or "labels". fitted: it is fitted on images of its
-    own (`aside`) before it attacks. models: fields that hold other classifiers.
+    own (`aside`) before it attacks. models: fields that hold other classifiers. ensemble: such a field
+    holds several at once. sweeps: values of hyper-parameters that a matrix runs one by one.
     """
 
     name: ClassVar[str]
@@ -78,6 +48,8 @@ class Attack(ABC):
     fitted: ClassVar[bool] = False
     cost: ClassVar[Cost] = Cost.CHEAP
     models: ClassVar[tuple[str, ...]] = ()
+    ensemble: ClassVar[bool] = False
+    sweeps: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     @abstractmethod
     def propose(
@@ -85,6 +57,7 @@ class Attack(ABC):
     ) -> Tensor:
         """Points x' (n, ...) for n correctly classified samples; the clean input where nothing was found.
 
+        Under a Transformation, moves (n, parameters) instead, which the base class carries out itself.
         `model` is the view that `access` names; `randomness` draws per `batch.index`; `fitted` is
         what `fit` returned.
         """
@@ -111,19 +84,23 @@ class Attack(ABC):
         aside: Batch | None = None,
         *,
         batch_size: int = 256,
+        history: bool = False,
     ) -> AdversarialBatch:
-        """Attacks every sample of `batch` within `threat` and judges the result.
+        """Attacks every sample of `batch` within `threat` and judges the result; `history` keeps its losses.
 
-        Raises UserError for a norm the attack lacks, a missing eps, inputs outside the box,
-        labels out of range, or a model that returns NaN or probabilities.
+        Raises UserError for a norm the attack lacks, a missing eps or one beyond the box, inputs outside it,
+        labels out of range, or a model that returns NaN or probabilities; NotApplicable for one without a
+        gradient.
         """
         self._check(threat, aside)
         check_inputs(batch, model)
+        check_reach(threat, batch.x)
         with frozen(model):
             fitting = VIEWS[self.access](model, 0)
             fitted = self.fit(fitting, aside, threat, randomness.child("fit")) if aside is not None else None
             pieces = [
-                self._attack(model, piece, threat, randomness, fitted) for piece in batch.split(batch_size)
+                self._attack(model, piece, threat, randomness, fitted, history)
+                for piece in batch.split(batch_size)
             ]
         joined = {name: torch.cat([getattr(piece, name) for piece in pieces]) for name in _PER_SAMPLE}
         return AdversarialBatch(
@@ -132,6 +109,12 @@ class Attack(ABC):
             shared_backward=fitting.shared_backward + sum(piece.shared_backward for piece in pieces),
             artifacts=self.artifacts(fitted),
             won_by=tuple(name for piece in pieces for name in piece.won_by),
+            move=torch.cat([piece.move for piece in pieces if piece.move is not None])
+            if isinstance(threat, Transformation)
+            else None,
+            history=side_by_side([piece.history for piece in pieces if piece.history is not None])
+            if history
+            else None,
         )
 
     def _check(self, threat: ThreatModel, aside: Batch | None) -> None:
@@ -145,28 +128,52 @@ class Attack(ABC):
             raise UserError(f"attack '{self.name}' is fitted on images of its own: pass them as `aside`")
 
     def _attack(
-        self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: Any
+        self,
+        model: Classifier,
+        batch: Batch,
+        threat: ThreatModel,
+        randomness: Randomness,
+        fitted: Any,
+        history: bool,
     ) -> AdversarialBatch:
         view = VIEWS[self.access](model, len(batch))
         logits, wrong = verdict(model, batch.x, batch.y)
         check_logits(logits, model.name)
         clean = ~wrong
-        x_adv = batch.x.clone()
+        proposal = batch.x.clone()
+        if isinstance(threat, Transformation):
+            proposal = torch.zeros(len(batch), threat.parameters, dtype=torch.float64, device=batch.x.device)
         if bool(clean.any()):
             inner = _Positions(view, clean.nonzero()[:, 0])
-            x_adv[clean] = (
-                self.propose(inner.view, batch[clean], threat, randomness, fitted).detach().to(x_adv)
-            )
+            if history:
+                view.record(batch.y[clean])
+            found = self.propose(inner.view, batch[clean], threat, randomness, fitted)
+            proposal[clean] = found.detach().to(proposal)
             inner.restore(len(batch))
-        return judge(model, batch, x_adv, threat, clean, view)
+        result = judge(model, batch, proposal, threat, clean, view)
+        return replace(result, history=view.history) if history else result
 
 
-_PER_SAMPLE = ("x_adv", "success", "distance", "margin", "clean", "legal", "forward", "backward")
+_PER_SAMPLE = (
+    "x_adv",
+    "success",
+    "distance",
+    "margin",
+    "clean",
+    "legal",
+    "forward",
+    "backward",
+    "zero_gradient",
+)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Attack):
         return {"name": value.name, **value.parameters()}
+    if isinstance(value, tuple) and all(isinstance(part, Classifier) for part in value):
+        return " & ".join(part.name for part in value)
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)}"
     return value.name if isinstance(value, Classifier) else value
 
 
@@ -176,29 +183,34 @@ class _Positions:
     def __init__(self, view: Access, positions: Tensor) -> None:
         self.view, self.positions = view, positions.cpu()
         n = len(positions)
-        view.forward, view.backward = (torch.zeros(n, dtype=torch.int64) for _ in range(2))
+        view.forward, view.backward, view.slope = (torch.zeros(n, dtype=torch.int64) for _ in range(3))
         view.stage = torch.full((n,), -1, dtype=torch.int64)
 
     def restore(self, n: int) -> None:
-        for name, absent in (("forward", 0), ("backward", 0), ("stage", -1)):
+        self.view.moved(self.positions)
+        for name, absent in (("forward", 0), ("backward", 0), ("slope", 0), ("stage", -1)):
             whole = torch.full((n,), absent, dtype=torch.int64)
             whole[self.positions] = getattr(self.view, name)
             setattr(self.view, name, whole)
 
 
 def judge(
-    model: Classifier, batch: Batch, x_adv: Tensor, threat: ThreatModel, clean: Tensor, view: Access
+    model: Classifier, batch: Batch, proposal: Tensor, threat: ThreatModel, clean: Tensor, view: Access
 ) -> AdversarialBatch:
-    """The verdict on proposals x_adv (n, ...), independent of the attack that made them.
+    """The verdict on proposals, points (n, ...) or moves (n, parameters), independent of who made them.
 
-    A proposal that leaves ball or box by no more than rounding is moved inside and judged
-    there; one that leaves by more is illegal, and counts as a failure at the clean input.
+    A point that leaves ball or box by no more than rounding is moved inside and judged there; one that
+    leaves by more is illegal, and counts as a failure at the clean input, as does a move out of range.
     """
-    x = batch.x
-    x_adv, legal = legalised(x, x_adv, threat)
+    x, move = batch.x, None
+    if isinstance(threat, Transformation):
+        move, x_adv, away, legal = threat.settled(x, proposal, batch.index)
+    else:
+        x_adv, legal = legalised(x, proposal, threat)
+        away = threat.distance(x, x_adv)
     logits, wrong = verdict(model, x_adv, batch.y)
     success = wrong | ~clean
-    distance = torch.where(success, threat.distance(x, x_adv), torch.nan)
+    distance = torch.where(success, away, torch.nan)
     return AdversarialBatch(
         x_adv=x_adv,
         success=success,
@@ -208,9 +220,11 @@ def judge(
         legal=legal,
         forward=view.forward,
         backward=view.backward,
+        zero_gradient=view.slope == 1,
         shared_forward=view.shared_forward,
         shared_backward=view.shared_backward,
         won_by=tuple(name * won for name, won in zip(view.won_by(), (success & clean).tolist(), strict=True)),
+        move=move,
     )
 
 

@@ -125,7 +125,7 @@ class Cascade(Attack):
             rows = (best.fooled.logical_not() | (threat.eps is None)).nonzero()[:, 0]
             if not len(rows):
                 break
-            part, mine = model.part(VIEWS[stage.access], len(rows)), batch[rows]
+            part, mine = model.part(VIEWS[stage.access], len(rows), batch.y[rows]), batch[rows]
             stream = randomness.child("stage", place)
             point = stage.propose(part, mine, threat, stream, fitted[place] if fitted else None)
             model.absorb(part, rows)

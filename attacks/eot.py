@@ -117,7 +117,18 @@ class EOT(Attack):
     def propose(
         self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None
     ) -> Tensor:
-        point, transform = batch.x.clone(), self.transform
+        return self.ascend(model, batch, threat, randomness, self.transform)
+
+    def ascend(
+        self,
+        model: GradientAccess,
+        batch: Batch,
+        threat: ThreatModel,
+        randomness: Randomness,
+        transform: Transform,
+    ) -> Tensor:
+        """The search under any transform: points (n, ...)."""
+        point = batch.x.clone()
         best, highest = batch.x.clone(), torch.full(batch.y.shape, -torch.inf).to(batch.x)
         streak, rows = torch.zeros_like(batch.y), torch.arange(len(batch), device=batch.x.device)
         for step in range(self.steps + 1):

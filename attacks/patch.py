@@ -11,10 +11,11 @@ from torch.nn import functional
 
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
+from attacks.images import as_images
 from attacks.losses import LOSSES, against
-from attacks.square import as_images
 from models.base import Batch
 from models.errors import UserError
+from models.pixels import FreePixels
 from models.randomness import Randomness
 from models.threat import ThreatModel, per_sample
 
@@ -100,17 +101,18 @@ def _check(name: str, steps: int, loss: str) -> None:
 class Patch(Attack):
     """Changes one window of each image, and not a bit outside it; eps as wide as the box sets it free.
 
-    max J(f(x + M d), y) within ball and box, M a window of the share `area` of the pixels, by projected
-    steepest ascent in it, `relative_step` eps a step. Of `places` windows the first is where the linearised
-    loss rises most (1 gradient); the others, each for the samples that still hold, lie anywhere. A sample
-    leaves at its first misclassification. The papers fit one patch to many images, under transforms of the
-    camera (`eot`); here each image gets its own, the worst case for that window.
+    max J(f(x + M d), y) within ball and box, M a window of the share `area` of the pixels (under the threat
+    "patch": a square of the share eps, its entries free in the box), by projected steepest ascent in it,
+    `relative_step` eps a step. Of `places` windows the first is where the linearised loss rises most (1
+    gradient); the others, each for the samples that still hold, lie anywhere. A sample leaves at its first
+    misclassification. The papers fit one patch to many images, under transforms of the camera (`eot`); here
+    each image gets its own, the worst case for that window.
     Source: Brown, Mane, Roy, Abadi, Gilmer 2017, 1712.09665, eq. 1; the mask as in Eykholt et al. 2018,
     1707.08945, eq. 3.
     """
 
     paper = "Brown, Mane, Roy, Abadi, Gilmer 2017, 1712.09665"
-    norms = ("linf", "l2")
+    norms = ("linf", "l2", "patch")
 
     area: float = 0.1
     places: int = 5
@@ -129,6 +131,11 @@ class Patch(Attack):
         best, rows = batch.x.clone(), torch.arange(len(batch), device=batch.x.device)
         image = as_images(batch.x)
         size = square_size(image, self.area)
+        if isinstance(threat, FreePixels):
+            size = threat.window(image.shape[2], image.shape[3])
+            threat = ThreatModel("linf", threat.box.width, threat.box)
+        if not size[0]:
+            return best
         _, _, gradient = model.gradient(batch.x, rows, against(LOSSES[self.loss], batch.y))
         top, left = most_promising(batch.x, gradient, threat, size)
         for place in range(self.places):

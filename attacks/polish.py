@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from attacks.chains import Course, Search
+from attacks.images import as_images
 from attacks.losses import clearly_wrong, margin_loss
-from attacks.square import as_images
 
 GRIDS = (14, 7, 4)
 PREFIXES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)

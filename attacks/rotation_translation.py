@@ -1,64 +1,32 @@
 """The worst rotation and translation of each image: a grid, a few random ones, or first-order steps.
 
-No norm measures these moves, and a point does not tell its pose: the search is a function that returns
-poses, and judges them by carrying each one out again.
+No norm measures these moves, and a point does not tell its pose: the search returns poses, and whoever
+judges carries each one out again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from attacks.access import GradientAccess
-from attacks.base import verdict
+from attacks.base import Attack, register_attack, verdict
 from attacks.losses import against, clearly_wrong, margin_loss
-from attacks.transforms import warp
 from models.base import Batch, Classifier, check_inputs, check_logits, frozen, margin
+from models.cost import Cost
 from models.errors import UserError
+from models.norms import POSES
+from models.poses import Poses, Spatial
 from models.randomness import Randomness
-from models.threat import Box
+from models.threat import ThreatModel
+from models.transformation import need_images
 
 SEARCHES = ("grid", "random", "first-order")
-GROUP, ROWS = 10, 512
+GROUP, ROWS = 10, 256
 """So many poses of a sample are tried together, and so many images asked about at once."""
-
-
-@dataclass(frozen=True)
-class Poses:
-    """The allowed moves: up to `rotation` degrees and the share `translation` of a side, each way.
-
-    A pose (k, 3) is (angle, down, right) in parts of these limits, [-1, 1] each, (0, 0, 0) the identity.
-    view = (h, w) shows the network the centre of the moved image, for images with a border to spare: no
-    black then moves in. Without it what moves in is black (box.lower).
-    """
-
-    rotation: float = 30.0
-    translation: float = 0.1
-    view: tuple[int, int] | None = None
-
-    def apply(self, x: Tensor, pose: Tensor, box: Box) -> Tensor:
-        """The images x (k, c, h, w), each in its own pose, as the network sees them."""
-        sides = torch.tensor(x.shape[2:], device=x.device, dtype=x.dtype)
-        pose = pose.to(x)
-        moved = warp(
-            x,
-            self.rotation * pose[:, 0],
-            self.translation * sides * pose[:, 1:],
-            torch.ones_like(pose[:, 0]),
-            box,
-        )
-        if self.view is None:
-            return moved
-        top, left = ((side - seen) // 2 for side, seen in zip(x.shape[2:], self.view, strict=True))
-        return moved[:, :, top : top + self.view[0], left : left + self.view[1]]
-
-    def grid(self, angles: int, shifts: int) -> Tensor:
-        """angles x shifts x shifts poses (g, 3) at equal distances, the largest moves first."""
-        turn, move = ((2 * torch.arange(n).double() - n + 1) / max(n - 1, 1) for n in (angles, shifts))
-        poses = torch.cartesian_prod(turn, move, move)
-        return poses[poses.square().sum(1).argsort(stable=True, descending=True)]
 
 
 @dataclass(frozen=True)
@@ -79,9 +47,10 @@ class SpatialBatch:
     backward: Tensor
 
 
+@register_attack("rotation-translation")
 @dataclass(frozen=True, kw_only=True)
-class RotationTranslation:
-    """Searches the poses of each image for one that is misclassified.
+class RotationTranslation(Attack):
+    """Searches the rotations and translations of each image for one that is misclassified.
 
     "grid" tries angles x shifts x shifts of them (775), the largest moves first; "random" tries `draws`
     uniform ones, each sample its own; "first-order" takes `steps` sign steps on the pose, decaying from
@@ -90,8 +59,11 @@ class RotationTranslation:
     Source: Engstrom, Tran, Tsipras, Schmidt, Madry 2019, 1712.02779, section 3.
     """
 
+    paper = "Engstrom, Tran, Tsipras, Schmidt, Madry 2019, 1712.02779"
+    norms: ClassVar[tuple[str, ...]] = tuple(POSES)
+    cost = Cost.MEDIUM
+
     search: str = "grid"
-    poses: Poses = field(default_factory=Poses)
     angles: int = 31
     shifts: int = 5
     draws: int = 10
@@ -105,27 +77,35 @@ class RotationTranslation:
         if min(self.angles, self.shifts, self.draws, self.steps, self.restarts) < 1:
             raise UserError("angles, shifts, draws, steps and restarts must be at least 1")
 
-    def find(self, model: GradientAccess, batch: Batch, randomness: Randomness) -> Tensor:
+    def propose(
+        self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None
+    ) -> Tensor:
+        assert isinstance(threat, Spatial)
+        return threat.radius * self.find(model, batch, threat.poses, randomness).clamp(-1, 1)
+
+    def find(self, model: GradientAccess, batch: Batch, allowed: Poses, randomness: Randomness) -> Tensor:
         """A pose (n, 3) float64 for each of n samples: misclassified, or that of the greatest loss seen."""
         worst = _Worst(batch)
         if self.search == "first-order":
             for restart in range(self.restarts):
-                self._climb(model, batch, worst, randomness.child("restart", restart))
+                self._climb(model, batch, allowed, worst, randomness.child("restart", restart))
             return worst.pose
         n = len(batch)
         if self.search == "grid":
-            poses = self.poses.grid(self.angles, self.shifts).to(batch.x.device).expand(n, -1, 3)
+            poses = allowed.grid(self.angles, self.shifts).to(batch.x.device).expand(n, -1, 3)
         else:
             poses = 2 * randomness.uniform(batch.index, (self.draws, 3)).double() - 1
         for first in range(0, poses.shape[1], GROUP):
             for rows in worst.live().split(ROWS // GROUP):
                 pose = poses[rows, first : first + GROUP]
                 row = rows.repeat_interleave(pose.shape[1])
-                image = self.poses.apply(batch.x[row], pose.flatten(0, 1), model.box)
+                image = allowed.apply(batch.x[row], pose.flatten(0, 1), model.box)
                 worst.note(rows, pose, model.logits(image, row))
         return worst.pose
 
-    def _climb(self, model: GradientAccess, batch: Batch, worst: _Worst, randomness: Randomness) -> None:
+    def _climb(
+        self, model: GradientAccess, batch: Batch, allowed: Poses, worst: _Worst, randomness: Randomness
+    ) -> None:
         rows = worst.live()
         pose = 2 * randomness.uniform(batch.index[rows], (3,)).double() - 1
         for step in range(self.steps + 1):
@@ -134,7 +114,7 @@ class RotationTranslation:
             x, y = batch.x[rows], batch.y[rows]
             with torch.enable_grad():
                 leaf = pose.clone().requires_grad_(True)
-                image = self.poses.apply(x, leaf, model.box)
+                image = allowed.apply(x, leaf, model.box)
             if step == self.steps:
                 worst.note(rows, pose[:, None], model.logits(image.detach(), rows))
                 return
@@ -178,33 +158,34 @@ def spatial_worst_case(
     search: RotationTranslation | None = None,
     randomness: Randomness | None = None,
     *,
+    poses: Poses | None = None,
     batch_size: int = 256,
 ) -> SpatialBatch:
     """The worst rotation and translation of each image x (n, c, h, w), judged on the pose carried out again.
 
+    For what the registered attack cannot say: limits of their own for either move, or a view of the centre.
     Raises UserError for inputs that are no images, a view larger than they are, and what Attack.run refuses.
     """
-    search, randomness = search or RotationTranslation(), randomness or Randomness(0)
-    if batch.x.dim() != 4:
-        raise UserError(f"rotations need images (n, c, h, w), not inputs of shape {tuple(batch.x.shape)}")
-    view = search.poses.view
+    search, randomness, poses = search or RotationTranslation(), randomness or Randomness(0), poses or Poses()
+    need_images(batch.x, "rotations and translations")
+    view = poses.view
     if view and (view[0] > batch.x.shape[2] or view[1] > batch.x.shape[3]):
         raise UserError(f"the view {view} is larger than the images {tuple(batch.x.shape[2:])}")
     check_inputs(batch, model)
     with frozen(model):
-        pieces = [_judged(model, piece, search, randomness) for piece in batch.split(batch_size)]
+        pieces = [_judged(model, piece, search, poses, randomness) for piece in batch.split(batch_size)]
     return SpatialBatch(*(torch.cat(columns) for columns in zip(*pieces, strict=True)))
 
 
 def _judged(
-    model: Classifier, batch: Batch, search: RotationTranslation, randomness: Randomness
+    model: Classifier, batch: Batch, search: RotationTranslation, poses: Poses, randomness: Randomness
 ) -> tuple[Tensor, ...]:
-    poses, still = search.poses, torch.zeros(len(batch), 3, dtype=torch.float64, device=batch.x.device)
+    still = torch.zeros(len(batch), 3, dtype=torch.float64, device=batch.x.device)
     logits, wrong = verdict(model, poses.apply(batch.x, still, model.box), batch.y)
     check_logits(logits, model.name)
     clean, pose = ~wrong, still.clone()
     view = GradientAccess(model, int(clean.sum()))
-    pose[clean] = search.find(view, batch[clean], randomness).clamp(-1, 1)
+    pose[clean] = search.find(view, batch[clean], poses, randomness).clamp(-1, 1)
     x_adv = poses.apply(batch.x, pose, model.box)
     logits, wrong = verdict(model, x_adv, batch.y)
     passes = torch.zeros(2, len(batch), dtype=torch.int64)

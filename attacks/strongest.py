@@ -90,7 +90,7 @@ class Strongest(Attack):
         points = []
         for first, piece in enumerate(batch.split(size)):
             rows = torch.arange(first * size, first * size + len(piece), device=batch.x.device)
-            part = model.part(GradientAccess, len(piece))
+            part = model.part(GradientAccess, len(piece), piece.y)
             with torch.random.fork_rng(enabled=model.stochastic):
                 if model.stochastic:
                     torch.manual_seed(randomness.seed % 2**63)

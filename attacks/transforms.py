@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attacks.square import as_images
+from attacks.images import as_images
+from models import poses
 from models.randomness import Randomness
 from models.threat import Box, per_sample
 
@@ -30,24 +31,8 @@ class Transform(Protocol):
 
 
 def warp(x: Tensor, angle: Tensor, shift: Tensor, scale: Tensor, box: Box) -> Tensor:
-    """x (k, ...) turned by `angle` (k,) degrees, enlarged by `scale` (k,) and moved by `shift` (k, 2) pixels.
-
-    All about the image's centre, counter-clockwise, then down and to the right; bilinear, in one
-    interpolation. What lies outside the picture is black: box.lower. The identity is exact.
-    """
-    image = as_images(x)
-    h, w = image.shape[2:]
-    radians = torch.deg2rad(angle)[:, None, None]
-    cos, sin = torch.cos(radians), torch.sin(radians)
-    rows = torch.arange(h, device=x.device, dtype=x.dtype) - (h - 1) / 2
-    columns = torch.arange(w, device=x.device, dtype=x.dtype) - (w - 1) / 2
-    # Where each pixel of the result comes from: the inverse motion, in pixels from the centre.
-    down = (rows[None, :, None] - shift[:, 0, None, None]) / scale[:, None, None]
-    right = (columns[None, None, :] - shift[:, 1, None, None]) / scale[:, None, None]
-    source = torch.stack([(cos * right - sin * down) * 2 / w, (sin * right + cos * down) * 2 / h], dim=3)
-    moved = functional.grid_sample(image - box.lower, source, align_corners=False) + box.lower
-    still = (angle == 0) & (shift == 0).all(1) & (scale == 1)
-    return torch.where(per_sample(still, x), x, box.clamp(moved.reshape(x.shape)))
+    """x (k, ...) turned, enlarged and moved as in `models.poses.warp`; a vector is one row of pixels."""
+    return poses.warp(as_images(x), angle, shift, scale, box).reshape(x.shape)
 
 
 def blurred(x: Tensor, width: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ ROOMS = ("models", "attacks", "certify", "defenses")
 
 
 class Entry(BaseModel):
-    """One registered component."""
+    """One registered component; at_input is said of a defence that leaves the weights alone."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,6 +36,9 @@ class Entry(BaseModel):
     wide_cost: Cost | None = None
     neurons: int = 0
     models: tuple[str, ...] = ()
+    ensemble: bool = False
+    at_input: bool = False
+    sweeps: dict[str, tuple[str, ...]] = {}
     defaults: dict[str, Any] = {}
     refuses: dict[str, str] = {}
 

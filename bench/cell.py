@@ -26,7 +26,21 @@ class Component(BaseModel):
         """The name, with the chosen parameters that tell two of a kind apart."""
         if not self.chosen:
             return self.name
-        return f"{self.name}({', '.join(f'{key}={value}' for key, value in sorted(self.chosen.items()))})"
+        parts = [f"{key}={_short(value)}" for key, value in sorted(self.chosen.items())]
+        return f"{self.name}({', '.join(parts)})"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The zoo names of the models whose examples are transferred."""
+        one = self.chosen.get("source")
+        return tuple(self.chosen.get("sources", ())) if one is None else (str(one),)
+
+
+def _short(value: Any) -> Any:
+    """A list by its entries, or by their number where there are many: a matrix' target tells the rest."""
+    if not isinstance(value, list | tuple):
+        return value
+    return " & ".join(map(str, value)) if len(value) <= 3 else f"{len(value)} models"
 
 
 class Threat(BaseModel):

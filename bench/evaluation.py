@@ -13,20 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import ATTACKS, Attack
+from bench.inputs import read_inputs
 from bench.stats import wilson
 from certify.base import CERTIFIERS, Certifier
-from models.base import Batch, Classifier, check_inputs, frozen
+from models.base import Batch, Classifier, frozen
 from models.discover import import_modules
 from models.eps import parse_eps
 from models.errors import NotApplicable, UserError
+from models.norms import BALLS, described
 from models.randomness import Randomness
 from models.registry import Registry
 from models.threat import Box, ThreatModel
+from models.threats import threat_named
 
 for room in ("attacks", "certify"):
     import_modules(room)
 
-ATTACK_ORDER = ("fgsm", "strongest")
+ATTACK_ORDER = ("fgsm", "strongest", "rotation-translation", "corruptions", "patch", "rp2")
 CERTIFICATE_ORDER = ("ibp", "polytope", "crown", "alpha-crown")
 
 
@@ -39,7 +42,8 @@ class Evaluation:
     """The bracket: robust accuracy at (norm, eps) on these n samples lies in [certified, attacked].
 
     clean, certified, attacked are fractions; outcomes has one row per sample and judge that looked
-    at it (index, judge, kind, success, distance, lower, certified, seconds); flags say what was left out.
+    at it (index, judge, kind, success, distance, lower, certified, zero_gradient, seconds); flags say what
+    was left out.
     """
 
     name: str
@@ -61,7 +65,7 @@ class Evaluation:
         """One row: clean, certified and attacked with their Wilson 95 % intervals, and the gap."""
         row: dict[str, object] = {
             "model": self.name,
-            "threat": f"{self.norm} eps = {self.eps:g}",
+            "threat": described(self.norm, self.eps),
             "n": self.n,
         }
         for column in ("clean", "certified", "attacked"):
@@ -93,21 +97,22 @@ def evaluate(
 ) -> Evaluation:
     """Brackets the robust accuracy of `model` on labelled images (n, ...) in `box`.
 
-    `model` is any nn.Module that maps a batch to logits and normalises inside itself. Attacks run
-    cheapest first, each on the samples that still hold; certificates on those not yet certified.
+    `model` is any nn.Module that maps a batch to logits and normalises inside itself. `norm` may name a
+    threat that is no ball (models.norms), `eps` then its size. Attacks run cheapest first, each on the
+    samples that still hold; certificates on those not yet certified.
     Raises UserError for bad inputs or unknown names, Contradiction where a proof and an attack clash.
     """
-    threat = ThreatModel(norm, parse_eps(eps), Box(*box))
+    threat = threat_named(norm, parse_eps(eps), Box(*box))
     if threat.eps is None:
         raise UserError("evaluate needs an eps: write it like 0.1 or 8/255")
-    judged, batch = _inputs(model, images, labels, threat.box)
+    judged, batch = read_inputs(model, images, labels, threat.box)
     clean = _clean(judged, batch)
     broken, certified = ~clean, torch.zeros_like(clean)
-    rows: list[pd.DataFrame] = []
-    flags: list[str] = []
+    rows, flags = _start(norm)
     for name in _names(attacks, ATTACK_ORDER, norm, ATTACKS):
-        rows.append(_attack(name, judged, batch[~broken], threat, Randomness(seed)))
-        broken[_indices(rows[-1], "success")] = True
+        found, notes = _attack(name, judged, batch[~broken], threat, Randomness(seed))
+        broken[_indices(found, "success")] = True
+        rows, flags = [*rows, found], [*flags, *notes]
     for name in _names(certificates, CERTIFICATE_ORDER, norm, CERTIFIERS):
         try:
             rows.append(_certify(name, judged, batch[clean & ~certified], threat, Randomness(seed)))
@@ -130,28 +135,16 @@ def evaluate(
     )
 
 
+def _start(norm: str) -> tuple[list[pd.DataFrame], list[str]]:
+    """No rows yet, and what is known of a threat beforehand."""
+    return [], [] if norm in BALLS else [f"no certificate bounds '{norm}': the lower end is 0"]
+
+
 def _check_agreement(certified: Tensor, broken: Tensor) -> None:
     """Raises Contradiction where a sample is both."""
     clash = (certified & broken).nonzero()[:, 0].tolist()
     if clash:
         raise Contradiction(f"samples {clash} are certified and broken: one judge is wrong, report this")
-
-
-def _inputs(
-    model: nn.Module, images: Tensor | np.ndarray, labels: Tensor | np.ndarray, box: Box
-) -> tuple[Classifier, Batch]:
-    batch = Batch.of(torch.as_tensor(images).float(), torch.as_tensor(labels).long())
-    if not len(batch):
-        raise UserError("no images to evaluate: pass at least one")
-    if isinstance(model, Classifier):
-        judged = model
-    else:
-        with frozen(model), torch.no_grad():
-            classes = int(model(batch.x[:1]).shape[-1])
-        judged = Classifier(model, num_classes=classes, box=box)
-    batch = batch.to(judged.device)
-    check_inputs(batch, judged)
-    return judged, batch
 
 
 def _clean(model: Classifier, batch: Batch) -> Tensor:
@@ -172,13 +165,20 @@ def _names(
 
 def _attack(
     name: str, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of an attack, none where it does not apply, and what a user should know of them."""
     start = time.perf_counter()
     attack = ATTACKS[name]()
     if not len(batch):
-        return _rows(name, "attack", batch, start)
-    result = attack.run(model, batch, threat, randomness)
-    return _rows(name, "attack", batch, start, success=result.success, distance=result.distance)
+        return _rows(name, "attack", batch, start), []
+    try:
+        result = attack.run(model, batch, threat, randomness)
+    except NotApplicable as reason:
+        return _rows(name, "attack", batch[:0], start), [f"attack {name} left out: {reason}"]
+    columns = {"success": result.success, "distance": result.distance, "zero_gradient": result.zero_gradient}
+    blind = int(result.zero_gradient.sum())
+    line = f"attack {name} saw a zero gradient and nothing else on {blind} of {len(batch)} samples"
+    return _rows(name, "attack", batch, start, **columns), [line] if blind else []
 
 
 def _certify(
@@ -212,6 +212,7 @@ def _rows(name: str, kind: str, batch: Batch, start: float, **columns: Tensor) -
             "distance": values.get("distance", np.full(len(batch), np.nan)),
             "lower": values.get("lower", np.full(len(batch), np.nan)),
             "certified": values.get("certified", np.zeros(len(batch), dtype=bool)),
+            "zero_gradient": values.get("zero_gradient", np.zeros(len(batch), dtype=bool)),
             "seconds": (time.perf_counter() - start) / max(len(batch), 1),
         }
     )

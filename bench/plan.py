@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from bench.catalog import Catalog, Entry
 from bench.cell import Cell, Component, Threat
+from bench.naming import identity, read_defenses, refusal, trained_name
 from bench.spec import MatrixSpec
 from bench.weights import is_own
 from models.cost import WIDE, Cost
@@ -55,7 +57,7 @@ def make_plan(
 
     Raises UserError for unknown names and for parameters a component does not have.
     """
-    whole = spec
+    whole, own, weights = spec, weights, partial(identity, catalog=catalog, weights=weights)
     spec, pairs = _filtered(spec, catalog, filters or Filters())
     if spec.data not in catalog.data:
         raise suggest("data set", spec.data, sorted(catalog.data))
@@ -63,7 +65,12 @@ def make_plan(
     for source in spec.sources:
         model, plus, defense = source.partition("+")
         expand("model", (model,), catalog.models)
-        expand("defense", (defense,) if plus else (), catalog.defenses)
+        read_defenses((defense,) if plus else (), catalog)
+    named = set(spec.defenses) | {text.partition("+")[2] for text in (filters or Filters()).models}
+    pairs = [
+        (model, defense, reason or _untrained(zoo_name((model, defense)), catalog, own, defense in named))
+        for model, defense, reason in pairs
+    ]
     skips = [Skip(f"{model}+{defense}", reason) for model, defense, reason in pairs if reason]
     zoo = [(model, defense) for model, defense, reason in pairs if not reason]
     sources = _sources(whole, catalog, list(map(zoo_name, zoo)), weights)
@@ -82,7 +89,7 @@ def make_plan(
                     seed=spec.seed,
                 )
             )
-    idle = _idle(spec, catalog)
+    idle = _idle(spec, catalog) + _alone(spec, catalog, zoo, sources)
     return Plan(tuple(cells), (*skips, *idle))
 
 
@@ -105,6 +112,14 @@ def zoo_name(pair: tuple[str, str]) -> str:
     return pair[0] if pair[1] == "none" else f"{pair[0]}+{pair[1]}"
 
 
+def _untrained(name: str, catalog: Catalog, weights: Callable[[str], str], named: bool) -> str | None:
+    """Why a model that "*" stands for is left out; what was named itself is trained when it is needed."""
+    trained = trained_name(name, catalog)
+    if named or weights(trained) != "untrained":
+        return None
+    return f"has no weights: python -m bench train '{trained}' makes them"
+
+
 def _filtered(
     spec: MatrixSpec, catalog: Catalog, filters: Filters
 ) -> tuple[MatrixSpec, list[tuple[str, str, str | None]]]:
@@ -115,7 +130,7 @@ def _filtered(
     if filters.defenses:
         changes["defenses"] = filters.defenses
     spec = spec.model_copy(update=changes)
-    defenses = expand("defense", spec.defenses, catalog.defenses)
+    defenses = read_defenses(spec.defenses, catalog)
     pairs: list[tuple[str, str]] = []
     for name in filters.models or spec.models:
         if is_own(name) and name in catalog.models:
@@ -123,12 +138,12 @@ def _filtered(
             continue
         model, plus, defense = name.partition("+")
         models = expand("model", (model,), catalog.models)
-        chosen = expand("defense", (defense,), catalog.defenses) if plus else defenses
+        chosen = read_defenses((defense,), catalog) if plus else defenses
         pairs += [(model, defense) for model in models for defense in chosen]
     ordered = sorted(dict.fromkeys(pairs), key=lambda pair: (pair[0], pair[1] != "none", pair[1]))
     if not ordered:
         raise UserError("the matrix names no model: add one to `models`, or pass --model")
-    return spec, [(m, d, catalog.defenses[d].refuses.get(m)) for m, d in ordered]
+    return spec, [(m, d, refusal(m, d, catalog)) for m, d in ordered]
 
 
 def _sources(whole: MatrixSpec, catalog: Catalog, zoo: list[str], weights: Callable[[str], str]) -> list[str]:
@@ -141,8 +156,8 @@ def _sources(whole: MatrixSpec, catalog: Catalog, zoo: list[str], weights: Calla
 
 
 def _all_weights(name: str, judge: Component, weights: Callable[[str], str]) -> str:
-    source = judge.chosen.get("source")
-    return weights(name) if source is None else f"{weights(name)}<{weights(source)}"
+    sources = ",".join(weights(source) for source in judge.sources)
+    return f"{weights(name)}<{sources}" if sources else weights(name)
 
 
 def _judges(
@@ -153,10 +168,7 @@ def _judges(
         entry = catalog.attacks[name]
         images = spec.images[entry.cost]
         chosen = _chosen(spec, entry)
-        variants = [chosen]
-        if entry.models:
-            variants = [{**chosen, entry.models[0]: source} for source in sources if source != zoo_name(pair)]
-        for variant in variants:
+        for variant in _variants(entry, chosen, [name for name in sources if name != zoo_name(pair)]):
             judge = Component(kind="attack", name=name, chosen=variant, defaults=entry.defaults)
             for threat in _threats(spec, entry):
                 if images:
@@ -168,6 +180,17 @@ def _judges(
         for threat in _threats(spec, entry):
             if images:
                 yield judge, threat, images
+
+
+def _variants(entry: Entry, chosen: dict[str, object], others: list[str]) -> list[dict[str, object]]:
+    """The parameters under which an attack meets one target, `others` being the sources besides it."""
+    if entry.ensemble:
+        return [{**chosen, entry.models[0]: others}] if len(others) > 1 else []
+    variants = [{**chosen, entry.models[0]: source} for source in others] if entry.models else [chosen]
+    for key, values in entry.sweeps.items():
+        if key not in chosen:
+            variants = [{**variant, key: value} for variant in variants for value in values]
+    return variants
 
 
 def _cost(judge: Entry, model: Entry) -> Cost:
@@ -188,6 +211,19 @@ def _threats(spec: MatrixSpec, entry: Entry) -> list[Threat]:
     if entry.minimal:
         return [Threat(norm=norm, eps=None) for norm in dict.fromkeys(threat.norm for threat in mine)]
     return [threat for threat in mine if threat.eps is not None]
+
+
+def _alone(spec: MatrixSpec, catalog: Catalog, zoo: list[tuple[str, str]], sources: list[str]) -> list[Skip]:
+    """Targets with too few sources besides them for an ensemble."""
+    names = [
+        name for name in expand("attack", spec.attacks, catalog.attacks) if catalog.attacks[name].ensemble
+    ]
+    return [
+        Skip(f"attack {name} on {target}", "needs two sources or more besides its target: see `sources`")
+        for name in names
+        for target in map(zoo_name, zoo)
+        if _threats(spec, catalog.attacks[name]) and len(set(sources) - {target}) < 2
+    ]
 
 
 def _idle(spec: MatrixSpec, catalog: Catalog) -> list[Skip]:

@@ -22,6 +22,7 @@ COLUMNS: dict[str, str] = {
     "legal": "bool",
     "forward": "int64",
     "backward": "int64",
+    "zero_gradient": "bool",
     "certified": "bool",
     "lower": "float64",
 }
@@ -29,9 +30,11 @@ COLUMNS: dict[str, str] = {
 
 index: place in the data set. label: true class. clean: the clean input is classified correctly.
 success: the model errs on the attack's point (always so where clean is False). distance: the
-perturbation's norm, NaN where the attack failed. input_norm: ||x|| in the same norm. rmsd:
+perturbation's norm, NaN where the attack failed. input_norm: ||x|| in the same norm, NaN under a
+threat that is no ball, whose distance is its own size (degrees, a severity, a share of the picture). rmsd:
 sqrt(mean((x' - x)^2)), NaN where the attack failed. margin: z_y - max z_j at the attack's point, NaN
 for certificates. legal: the proposal stayed in ball and box. forward, backward: passes used.
+zero_gradient: every gradient that the attack asked for was zero throughout, so that it saw nothing.
 certified: the certificate holds. lower: its smallest lower bound on the margin, NaN for attacks.
 """
 

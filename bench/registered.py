@@ -12,7 +12,8 @@ from torch import nn
 from attacks.base import ATTACKS
 from bench.catalog import Catalog, Entry, plain
 from certify.base import CERTIFIERS
-from defenses.base import DEFENSES
+from defenses.base import DEFENSES, Defense
+from defenses.inputs import INPUT_DEFENSES, InputDefense
 from models.architecture import MODELS, Architecture
 from models.data import DATA
 from models.discover import import_modules
@@ -41,7 +42,7 @@ def catalog() -> Catalog:
     """Every registered component as plain data."""
     return Catalog(
         models={name: _model(name) for name in MODELS},
-        defenses={name: _defense(name) for name in DEFENSES},
+        defenses={name: _defense(name) for name in sorted({*DEFENSES, *INPUT_DEFENSES})},
         attacks={name: _attack(name) for name in ATTACKS},
         certificates={name: _certificate(name) for name in CERTIFIERS},
         data={name: Entry(name=name, summary=first_line(DATA[name]), paper="") for name in DATA},
@@ -71,12 +72,14 @@ def _neurons(architecture: Architecture) -> int:
 
 
 def _defense(name: str) -> Entry:
-    cls = DEFENSES[name]
+    at_input = name in INPUT_DEFENSES
+    cls: type[Defense | InputDefense] = INPUT_DEFENSES[name] if at_input else DEFENSES[name]
     reasons = {model: cls().refuses(MODELS[model]) for model in MODELS}
     return Entry(
         name=name,
         summary=first_line(cls),
         paper=cls.paper,
+        at_input=at_input,
         defaults=_defaults(cls),
         refuses={model: reason for model, reason in reasons.items() if reason},
     )
@@ -93,6 +96,8 @@ def _attack(name: str) -> Entry:
         access=cls.access,
         cost=cls.cost,
         models=cls.models,
+        ensemble=cls.ensemble,
+        sweeps=cls.sweeps,
         defaults=_defaults(cls, cls.models),
     )
 

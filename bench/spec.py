@@ -12,10 +12,10 @@ from bench.cell import Threat
 from models.cost import Cost
 from models.eps import parse_eps
 from models.errors import UserError
+from models.norms import check_size
 from models.registry import suggest
 
 MATRICES = Path(__file__).parent / "matrices"
-NORMS = ("linf", "l2", "l1", "l0")
 
 
 class MatrixSpec(BaseModel):
@@ -49,10 +49,10 @@ class MatrixSpec(BaseModel):
         for row in value:
             if not isinstance(row, dict):
                 raise ValueError(f'expected a table like {{ norm = "linf", eps = "8/255" }}, not {row!r}')
-            if row.get("norm") not in NORMS:
-                raise ValueError(f"unknown norm {row.get('norm')!r}: known are {', '.join(NORMS)}")
             try:
-                rows.append({**row, "eps": parse_eps(row.get("eps"))})
+                eps = parse_eps(row.get("eps"))
+                check_size(str(row.get("norm")), eps)
+                rows.append({**row, "eps": eps})
             except UserError as error:
                 raise ValueError(str(error)) from None
         return rows

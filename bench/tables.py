@@ -11,6 +11,7 @@ import pandas as pd
 from bench.outcomes import KEYS, broken_at, certified_at, verdicts
 from bench.record import Header
 from bench.stats import wilson
+from models.norms import NORMS, described
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,8 @@ class Table:
 def threats(outcomes: pd.DataFrame) -> list[tuple[str, float]]:
     """The (norm, eps) pairs that some fixed-radius judge was run at, in order."""
     fixed = outcomes[outcomes["eps"].notna()][["norm", "eps"]].drop_duplicates()
-    order = {"linf": 0, "l2": 1, "l1": 2, "l0": 3}
     pairs = zip(fixed["norm"].tolist(), fixed["eps"].tolist(), strict=True)
-    return sorted(pairs, key=lambda pair: (order[pair[0]], pair[1]))
+    return sorted(pairs, key=lambda pair: (NORMS.index(pair[0]), pair[1]))
 
 
 def all_tables(outcomes: pd.DataFrame) -> list[Table]:
@@ -40,7 +40,7 @@ def all_tables(outcomes: pd.DataFrame) -> list[Table]:
     tables = []
     for norm, eps in threats(outcomes):
         tables += [bracket(outcomes, norm, eps), judges(outcomes, norm, eps)]
-    tables += [rho_adv(outcomes), *transfers(outcomes)]
+    tables += [rho_adv(outcomes), *transfers(outcomes), *corruptions(outcomes)]
     return [table for table in tables if len(table.frame)]
 
 
@@ -77,8 +77,8 @@ def bracket(outcomes: pd.DataFrame, norm: str, eps: float) -> Table:
         )
     ends = {name: (f"{name}_low", f"{name}_high") for name in ("certified", "attacked")}
     caption = (
-        f"Robust accuracy at {norm} eps = {eps:g} lies in [certified, attacked]: proofs from below, the worst"
-        " case over all attacks and counterexamples from above (Wilson 95 % intervals in brackets)"
+        f"Robust accuracy at {described(norm, eps)} lies in [certified, attacked]: proofs from below, the"
+        " worst case over all attacks and counterexamples from above (Wilson 95 % intervals in brackets)"
     )
     return Table(f"{norm}-{eps:g}", caption, frame, ("clean", "certified", "attacked", "gap"), ends)
 
@@ -153,11 +153,12 @@ def judges(outcomes: pd.DataFrame, norm: str, eps: float) -> Table:
                 "rmsd": found["rmsd"].mean() if attack and len(found) else np.nan,
                 "passes": (group["forward"] + group["backward"]).mean() if attack else np.nan,
                 "illegal": int((~group["legal"]).sum()),
+                "zero_gradient": int(group["zero_gradient"].sum()),
             }
         )
     caption = (
-        f"Each judge alone at {norm} eps = {eps:g}: robust accuracy under an attack (upper bound), certified "
-        "accuracy of a certificate (lower bound), each on its own n images"
+        f"Each judge alone at {described(norm, eps)}: robust accuracy under an attack (upper bound), "
+        "certified accuracy of a certificate (lower bound), each on its own n images"
     )
     frame = pd.DataFrame(rows)
     return Table(
@@ -210,3 +211,44 @@ def transfers(outcomes: pd.DataFrame) -> list[Table]:
         )
         tables.append(Table(f"transfer-{norm}-{eps:g}", caption, frame, tuple(matrix.columns)))
     return tables
+
+
+def corruptions(outcomes: pd.DataFrame) -> list[Table]:
+    """Accuracy a family and severity, and the mean corruption error of each model."""
+    mine = outcomes[outcomes["judge"].str.startswith("corruptions(family=")]
+    if mine.empty:
+        return []
+    name = mine["judge"].str.extract(r"family=([^,)]+)", expand=False)
+    mine = mine.assign(family=name, error=mine["success"].astype(float))
+    who = ["model", "defense", "family"]
+    errors = mine.pivot_table(index=who, columns="eps", values="error", aggfunc="mean").sort_index(axis=1)
+    severities = [f"severity_{eps:g}" for eps in errors.columns]
+    families = (1 - errors).set_axis(severities, axis=1).reset_index()
+    means = {key: float(group.to_numpy().mean()) for key, group in errors.groupby(level=["model", "defense"])}
+    rows = []
+    for (model, defense), group in errors.groupby(level=["model", "defense"], sort=True):
+        mean, reference = means[model, defense], means.get((model, "none"), np.nan)
+        rows.append(
+            {
+                "model": model,
+                "defense": defense,
+                "families": len(group),
+                **dict(zip(severities, 1 - group.mean(), strict=True)),
+                "mean_error": mean,
+                "relative_error": mean / reference if reference else np.nan,
+            }
+        )
+    caption = (
+        "Mean corruption error (Hendrycks, Dietterich 2019): the error's mean over families and severities,"
+        " and that relative to the same network undefended; clean errors count as errors"
+    )
+    shares = (*severities, "mean_error", "relative_error")
+    return [
+        Table("corruption-error", caption, pd.DataFrame(rows), shares),
+        Table(
+            "corruption-families",
+            "Accuracy under each common corruption, by severity; clean errors count as errors",
+            families,
+            tuple(severities),
+        ),
+    ]

@@ -27,10 +27,12 @@ from models.base import Batch, Classifier
 from models.data import Dataset, load_data
 from models.discover import import_modules
 from models.errors import NotApplicable, UserError
+from models.norms import BALLS
 from models.randomness import Randomness
 from models.sources.probe import IMAGES as PROBED
 from models.sources.probe import Opened, open_model
 from models.threat import ThreatModel, vector_norm
+from models.threats import threat_named
 
 for room in ("attacks", "certify"):
     import_modules(room)
@@ -101,7 +103,7 @@ def _judge(cell: Cell, data: Dataset, settings: Settings) -> tuple[pd.DataFrame,
     )
     panel = data.panel(None)
     batch = data.batch(panel[: cell.images]).to(settings.device)
-    threat = ThreatModel(cell.threat.norm, cell.threat.eps, data.box)
+    threat = threat_named(cell.threat.norm, cell.threat.eps, data.box)
     randomness = Randomness(cell.random_seed)
     if cell.judge.kind == "certificate":
         return _certify(cell, model, batch, threat, randomness)
@@ -127,6 +129,7 @@ def _judge(cell: Cell, data: Dataset, settings: Settings) -> tuple[pd.DataFrame,
         legal=result.legal,
         forward=result.forward,
         backward=result.backward,
+        zero_gradient=result.zero_gradient,
     )
     return frame, {"shared_forward": result.shared_forward, "shared_backward": result.shared_backward}
 
@@ -136,7 +139,12 @@ def build_attack(cell: Cell, settings: Settings) -> Attack:
     cls = ATTACKS[cell.judge.name]
     chosen = dict(cell.judge.chosen)
     for name in cls.models:
-        chosen[name] = zoo_member(chosen[name], settings)
+        wanted = chosen[name]
+        chosen[name] = (
+            tuple(zoo_member(one, settings) for one in wanted)
+            if cls.ensemble
+            else zoo_member(wanted, settings)
+        )
     return cls(**chosen)
 
 
@@ -161,14 +169,16 @@ def _certify(
 def _frame(batch: Batch, threat: ThreatModel, **columns: Tensor) -> pd.DataFrame:
     n = len(batch)
     absent = {"success": False, "legal": True, "certified": False, "forward": 0, "backward": 0}
-    missing = dict.fromkeys(("distance", "rmsd", "margin", "lower"), torch.nan)
+    absent["zero_gradient"] = False
+    missing = dict.fromkeys(("distance", "input_norm", "rmsd", "margin", "lower"), torch.nan)
     frame = empty_outcomes()
     values: dict[str, Any] = {
         "index": batch.index,
         "label": batch.y,
-        "input_norm": vector_norm(batch.x.double(), threat.norm),
         **columns,
     }
+    if threat.norm in BALLS:
+        values["input_norm"] = vector_norm(batch.x.double(), threat.norm)
     whole = {name: [value] * n for name, value in {**absent, **missing}.items() if name not in values}
     whole |= {name: tensor.cpu().numpy() for name, tensor in values.items()}
     return pd.DataFrame(whole)[list(frame.columns)].astype(frame.dtypes.to_dict())

@@ -15,9 +15,10 @@ from torch import Tensor
 from models.eps import parse_eps
 from models.errors import UserError
 from models.hyperplane import Moves
+from models.norms import BALLS
 from models.randomness import Randomness
 
-NORMS = ("linf", "l2", "l1", "l0")
+NORMS = BALLS
 DUAL_NORM = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 
@@ -258,3 +259,14 @@ class ThreatModel:
         moves = Moves.along(x, gradient, self.norm, self.box.lower, self.box.upper)
         move, enough = moves.gaining(gain)
         return move.reshape(x.shape), enough
+
+
+def check_reach(threat: ThreatModel, x: Tensor) -> None:
+    """Raises UserError for a ball that reaches farther than the box is wide: eps is in other units than x."""
+    entries = x[0].numel() if len(x) else 1
+    most = {"linf": 1.0, "l2": entries**0.5, "l1": float(entries)}.get(threat.norm, math.inf)
+    if threat.eps is not None and threat.eps > most * threat.box.width * (1 + 1e-6):
+        raise UserError(
+            f"{threat.norm} eps = {threat.eps:g} reaches beyond the box [{threat.box.lower:g}, "
+            f"{threat.box.upper:g}]: write it in the units of the inputs, like 8/255"
+        )

@@ -24,6 +24,7 @@ from bench.commands.table import report
 from bench.execute import execute as execute_cells
 from bench.execute import pending
 from bench.executors.local import LocalExecutor, cores
+from bench.naming import trained_name
 from bench.plan import Filters, Plan, make_plan, with_own
 from bench.record import Header
 from bench.render import wide_console
@@ -103,8 +104,11 @@ def run_missing(plan: Plan, waiting: list[Cell], store: Store, request: Request,
         request.data_root, request.download, work.pick_device(request.device), request.out
     )
     members = {cell.defended for cell in plan.cells}
-    members |= {str(cell.judge.chosen["source"]) for cell in plan.cells if "source" in cell.judge.chosen}
-    absent = sorted(name for name in members if card_hash(name) == "untrained")
+    members |= {source for cell in plan.cells for source in cell.judge.sources}
+    catalog = with_own(load(), tuple(members), "")
+    absent = sorted(
+        name for name in {trained_name(name, catalog) for name in members} if card_hash(name) == "untrained"
+    )
     with LocalExecutor(1 if settings.device == "cuda" else request.workers or cores()) as executor:
         for name in absent:
             console.print(

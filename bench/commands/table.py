@@ -27,7 +27,7 @@ def report(store: Store, cell_ids: list[str], console: Console) -> int:
     """Writes and prints the leaderboards; returns 1 where a proof and an attack contradict each other."""
     tables, clashes = leaderboards(store.many(cell_ids), store.folder / "leaderboards")
     for table in tables:
-        if table.name != "not-run" and not table.name.endswith("-judges"):
+        if table.name != "not-run" and not table.name.endswith(("-judges", "-families")):
             show(table, console)
     console.print(f"leaderboards: {store.folder / 'leaderboards'}", highlight=False, soft_wrap=True)
     errors = Console(stderr=True)

@@ -13,6 +13,7 @@ from attacks.apgd import APGD
 from attacks.base import ATTACKS, Attack
 from attacks.cascade import Cascade
 from attacks.cw import CarliniWagner
+from attacks.ensemble_transfer import EnsembleTransfer
 from attacks.jsma import JSMA
 from attacks.lbfgs import BoxConstrainedLBFGS
 from attacks.pgd import PGD
@@ -22,14 +23,18 @@ from attacks.transfer import Transfer
 from models.base import Batch, Classifier
 from models.discover import import_modules
 from models.errors import UserError
+from models.norms import BALLS
 from models.randomness import Randomness
 from models.registry import Registry
 from models.threat import ThreatModel
+from models.threats import threat_named
+from models.transformation import Transformation
 from tests.builders import Counting, images, labelled, mlp, random_linear
 
 import_modules(attacks.__name__)
 
 EPS = {"linf": 0.15, "l2": 0.5, "l1": 1.0, "l0": 4}
+EPS |= {"spatial": 3, "rotation": 90, "translation": 0.5, "corruption": 5, "patch": 0.4, "mask": 0.4}
 NAMES = ATTACKS.names()
 CASES = [(name, norm) for name in NAMES for norm in ATTACKS[name].norms]
 MINIMAL = [(name, norm) for name, norm in CASES if ATTACKS[name].minimal]
@@ -41,6 +46,8 @@ def attack(name: str) -> Attack:
         return Substitute(seeds=20, rounds=2, queries=70, hidden=16, updates=20)
     if name == "transfer":
         return Transfer(source=mlp(seed=9))
+    if name == "ensemble-transfer":
+        return EnsembleTransfer(sources=(mlp(seed=9), mlp(seed=10)))
     if name == "pgd":
         return PGD(steps=10, restarts=2, relative_step=0.2)
     if name == "cw":
@@ -56,11 +63,13 @@ def attack(name: str) -> Attack:
     if name == "lbfgs":
         return BoxConstrainedLBFGS(rounds=3, steps=10)
     small = {"nes": {"queries": 1020}, "spsa": {"queries": 1290}, "hopskipjump": {"queries": 1000}}
+    small["turtle"] = {"steps": 10, "draws": 2}
+    small["rp2"] = {"steps": 10, "draws": 4}
     return ATTACKS[name](**small.get(name, {"steps": 10, "draws": 4} if name == "eot" else {}))
 
 
 def run(name, norm, batch, *, seed=0, batch_size=256, model=None, eps=True):
-    threat = ThreatModel(norm, EPS[norm] if eps else None)
+    threat = threat_named(norm, EPS[norm] if eps else None)
     model = model or mlp()
     aside = labelled(mlp(), images(40, seed=7))
     return attack(name).run(model, batch, threat, Randomness(seed), aside, batch_size=batch_size)
@@ -78,14 +87,20 @@ def test_points_are_legal_and_the_verdict_is_the_models(name, norm):
     x = torch.cat([images(20), (images(20, seed=3) > 0.5).float()])
     batch = labelled(model, x)
     result = run(name, norm, batch, model=model)
-    threat = ThreatModel(norm, EPS[norm])
-    assert bool(threat.contains(batch.x, result.x_adv).all())
+    threat = threat_named(norm, EPS[norm])
+    if isinstance(threat, Transformation):
+        away = threat.size(result.move)
+        assert torch.equal(threat.carry_out(batch.x, result.move, batch.index), result.x_adv)
+        assert bool((away <= EPS[norm]).all())
+    else:
+        away = threat.distance(batch.x, result.x_adv)
+        assert bool(threat.contains(batch.x, result.x_adv).all())
     assert bool(result.legal.all())
     wrong = model.logits(result.x_adv).argmax(1) != batch.y
     assert torch.equal(result.success, wrong)
     assert torch.equal(result.distance.isnan(), ~result.success)
     reached = result.success
-    torch.testing.assert_close(result.distance[reached], threat.distance(batch.x, result.x_adv)[reached])
+    torch.testing.assert_close(result.distance[reached], away[reached])
 
 
 @pytest.mark.parametrize(("name", "norm"), MINIMAL)
@@ -174,7 +189,8 @@ def test_queries_are_counted_exactly(name, norm):
     batch = labelled(model, images(30))
     aside = labelled(model, images(40, seed=7))
     counter.forward_samples = counter.backward_samples = 0
-    result = attack(name).run(model, batch, ThreatModel(norm, EPS[norm]), Randomness(0), aside, batch_size=16)
+    threat = threat_named(norm, EPS[norm])
+    result = attack(name).run(model, batch, threat, Randomness(0), aside, batch_size=16)
     booked = int(result.forward.sum()) + result.shared_forward
     assert counter.forward_samples == booked + 2 * len(batch)
     # A batched Jacobian reaches the hook once, for all of its classes - 1 functionals.
@@ -185,13 +201,14 @@ def test_queries_are_counted_exactly(name, norm):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "transfer"])
+@pytest.mark.parametrize("name", [name for name in NAMES if not ATTACKS[name].models])
 def test_two_and_three_classes(name, classes):
-    model = random_linear(classes, 12)
-    batch = labelled(model, images(30, (12,)))
     norm = ATTACKS[name].norms[0]
-    threat = ThreatModel(norm, 4 * EPS[norm])
-    result = attack(name).run(model, batch, threat, Randomness(0), labelled(model, images(40, (12,), seed=7)))
+    of_images = isinstance(threat_named(norm, EPS[norm]), Transformation)
+    model, shape = (mlp(classes), (1, 3, 4)) if of_images else (random_linear(classes, 12), (12,))
+    batch = labelled(model, images(30, shape))
+    threat = threat_named(norm, (1 if norm not in BALLS else 4) * EPS[norm])
+    result = attack(name).run(model, batch, threat, Randomness(0), labelled(model, images(40, shape, seed=7)))
     assert bool(result.success.any())
 
 
@@ -266,6 +283,46 @@ class LabelBlind(PGD):
     def propose(self, model: GradientAccess, batch, threat, randomness, fitted):
         wrong = Batch(batch.x, (batch.y + 1) % model.num_classes, batch.index)
         return super().propose(model, wrong, threat, randomness, fitted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FarMover(Attack):
+    """Proposes moves that its threat does not allow, where `far`, and none elsewhere."""
+
+    paper = "none"
+    norms = ("rotation", "corruption")
+    far: float
+
+    def propose(self, model, batch, threat, randomness, fitted):
+        return torch.full((len(batch), threat.parameters), self.far, dtype=torch.float64)
+
+
+FarMover.name = "far mover"
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "far"),
+    [
+        ("rotation", 10.0, 10.0 + 1e-9),
+        ("rotation", 10.0, torch.nan),
+        ("corruption", 3, 4.0),
+        ("corruption", 3, 1.5),
+        ("corruption", 3, -1.0),
+    ],
+)
+def test_moves_out_of_range_are_not_carried_out(norm, eps, far):
+    model = mlp()
+    batch = labelled(model, images(10))
+    result = FarMover(far=far).run(model, batch, threat_named(norm, eps), Randomness(0))
+    assert not bool(result.legal.any())
+    assert not bool(result.success.any())
+    assert torch.equal(result.x_adv, batch.x)
+    assert bool((result.move == 0).all())
+
+
+def test_a_move_of_another_length_is_refused():
+    with pytest.raises(UserError, match="row of 2 numbers"):
+        threat_named("corruption", 3).settled(images(2), torch.zeros(2, 3), torch.arange(2))
 
 
 def test_ignoring_the_label_is_weaker_than_the_attack_it_apes():

@@ -11,6 +11,7 @@ from attacks.patch import Masked, Patch, most_promising, square_size, window_mas
 from attacks.pgd import PGD
 from models.base import Classifier
 from models.errors import UserError
+from models.pixels import FreePixels
 from models.randomness import Randomness
 from models.threat import Box, ThreatModel
 from tests.builders import Counting, images, labelled, linear, mlp
@@ -164,3 +165,17 @@ def test_bad_settings_are_refused():
     batch = labelled(mlp(), images(3))
     with pytest.raises(UserError, match=r"the mask has shape \(5, 5\) but an input has \(1, 3, 4\)"):
         Masked(mask=torch.ones(5, 5)).run(mlp(), batch, ThreatModel("linf", 0.1), Randomness(0))
+
+
+def test_the_threat_patch_bounds_the_window_and_frees_its_entries():
+    model = mlp()
+    batch = labelled(model, images(40))
+    threat = FreePixels("patch", 0.4)
+    result = Patch().run(model, batch, threat, Randomness(0))
+    assert bool(result.legal.all())
+    assert float(result.distance.nan_to_num(0).max()) == 4 / 12
+    free = Patch(area=4 / 12).run(model, batch, ThreatModel("linf", 1.0), Randomness(0))
+    assert torch.equal(result.x_adv, free.x_adv)
+    assert int(result.success.sum()) > 5
+    none = Patch().run(model, batch, FreePixels("patch", 0.05), Randomness(0))
+    assert torch.equal(none.x_adv, batch.x)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from scipy.optimize import linprog
+from torch import nn
 
 from attacks.access import GradientAccess
 from attacks.fgsm import FGSM
 from attacks.ifgsm import IteratedFGSM
 from attacks.losses import LOSSES, cross_entropy, log_odds, margin_loss
 from attacks.pgd import PGD
-from models.base import Batch, margin
+from models.base import Batch, Classifier, margin
 from models.randomness import Randomness
 from models.threat import UNIT_BOX, ThreatModel
 from tests.builders import WIDE, images, labelled, mlp, random_linear
@@ -166,3 +167,21 @@ def test_the_box_bounds_what_eps_does_not():
     z = proposal(FGSM(), mlp(), batch, ThreatModel("linf", 0.3))
     assert bool(UNIT_BOX.contains(z).all())
     assert float((z - batch.x).abs().max()) <= 0.3 + 1e-7
+
+
+def test_an_attack_stops_where_the_network_errs_and_not_its_surrogate():
+    """The surrogate calls every image wrong; the network errs at the far end of the ball alone."""
+
+    class Surrogate(nn.Module):
+        def forward(self, x):
+            return torch.stack([-10 - x.flatten(1).sum(1), x.flatten(1).sum(1)], 1)
+
+    class Network(nn.Module):
+        def forward(self, x):
+            level = (x.flatten(1).sum(1) * 8).floor() / 8
+            return torch.stack([torch.full_like(level, 2.5), level], 1)
+
+    model = Classifier(Network(), num_classes=2, surrogate=Surrogate())
+    data = Batch(torch.full((3, 1, 2, 2), 0.4), torch.zeros(3, dtype=torch.long), torch.arange(3))
+    result = PGD(restarts=1).run(model, data, ThreatModel("linf", 0.3), Randomness(0))
+    assert bool(result.success.all())

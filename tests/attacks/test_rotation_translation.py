@@ -16,6 +16,7 @@ from models.data import load_data
 from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import UNIT_BOX
+from models.threats import threat_named
 from tests.builders import Counting, images, labelled, mlp
 
 SMALL = {"angles": 5, "shifts": 3}
@@ -197,7 +198,7 @@ def test_a_view_of_images_with_a_border_lets_no_black_in():
 
     model = Classifier(Darkest(), num_classes=2)
     light = Batch.of(0.5 + 0.5 * images(10, (1, 16, 16)), torch.zeros(10, dtype=torch.int64))
-    seen = spatial_worst_case(model, light, RotationTranslation(poses=Poses(view=(6, 6)), **SMALL))
+    seen = spatial_worst_case(model, light, RotationTranslation(**SMALL), poses=Poses(view=(6, 6)))
     assert seen.x_adv.shape == (10, 1, 6, 6)
     assert not bool(seen.success.any())
     assert bool(spatial_worst_case(model, light, RotationTranslation(**SMALL)).success.all())
@@ -205,8 +206,8 @@ def test_a_view_of_images_with_a_border_lets_no_black_in():
 
 def test_no_room_to_move_is_the_identity():
     model = conv()
-    search = RotationTranslation(poses=Poses(rotation=0.0, translation=0.0), **SMALL)
-    result = spatial_worst_case(model, batch_of(model), search, Randomness(0))
+    still = Poses(rotation=0.0, translation=0.0)
+    result = spatial_worst_case(model, batch_of(model), RotationTranslation(**SMALL), poses=still)
     assert not bool(result.success.any())
 
 
@@ -218,4 +219,51 @@ def test_bad_settings_are_refused():
     with pytest.raises(UserError, match="need images"):
         spatial_worst_case(mlp(), Batch.of(images(2, (12,)), torch.zeros(2, dtype=torch.int64)))
     with pytest.raises(UserError, match="larger than the images"):
-        spatial_worst_case(conv(), batch_of(conv()), RotationTranslation(poses=Poses(view=(9, 9))))
+        spatial_worst_case(conv(), batch_of(conv()), poses=Poses(view=(9, 9)))
+
+
+@pytest.mark.parametrize("search", ["grid", "random", "first-order"])
+def test_the_registered_attack_finds_the_same_and_says_the_move_in_its_unit(search):
+    model = conv()
+    batch, setting = batch_of(model), RotationTranslation(search=search, **SMALL)
+    whole = spatial_worst_case(model, batch, setting)
+    result = setting.run(model, batch, threat_named("spatial", 1), Randomness(0))
+    assert torch.equal(result.success, whole.success)
+    torch.testing.assert_close(result.x_adv, whole.x_adv)
+    torch.testing.assert_close(result.move, whole.pose)
+    reached = result.success
+    torch.testing.assert_close(result.distance[reached], whole.pose[reached].abs().amax(1))
+
+
+def test_rotations_alone_are_a_grid_of_angles():
+    model = conv()
+    batch = batch_of(model)
+    result = RotationTranslation().run(model, batch, threat_named("rotation", 40), Randomness(0))
+    degrees = torch.linspace(-40, 40, 31)
+    turned = torch.stack(
+        [
+            model.logits(
+                warp(batch.x, angle.expand(len(batch)), torch.zeros(40, 2), torch.ones(40), UNIT_BOX)
+            ).argmax(1)
+            for angle in degrees
+        ]
+    )
+    assert torch.equal(result.success, (turned != batch.y).any(0))
+    assert 3 < int(result.success.sum()) < 40
+    assert int(result.forward.max()) == 31
+    assert bool((result.move[:, 1:] == 0).all())
+
+
+def test_a_larger_threat_breaks_no_less():
+    """Grids of 2k + 1 angles over k times the range contain one another."""
+    model = conv()
+    batch = batch_of(model)
+    runs = [
+        RotationTranslation(angles=4 * k + 1, shifts=1).run(
+            model, batch, threat_named("rotation", 15.0 * k), Randomness(0)
+        )
+        for k in (1, 2, 4)
+    ]
+    for smaller, larger in itertools.pairwise(run.success for run in runs):
+        assert bool((larger | ~smaller).all())
+    assert int(runs[2].success.sum()) > int(runs[0].success.sum())

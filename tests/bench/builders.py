@@ -83,6 +83,7 @@ def record(of: Cell, **columns: Any) -> Record:
     n = len(columns["clean"])
     absent: dict[str, Any] = {"index": range(n), "label": [i % 10 for i in range(n)], "input_norm": 2.0}
     absent |= {"success": False, "legal": True, "certified": False, "forward": 0, "backward": 0}
+    absent["zero_gradient"] = False
     absent |= dict.fromkeys(("distance", "rmsd", "margin", "lower"), np.nan)
     frame = pd.DataFrame({**absent, **columns}, index=range(n))[list(COLUMNS)].astype(COLUMNS)
     return Record(Header(cell=of, status="done", wall_seconds=1.5, provenance=PROVENANCE), frame)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.catalog import load
+from bench.catalog import Entry, load
 from bench.cell import Cell, Threat
 from bench.plan import Filters, Plan, make_plan
 from bench.spec import MatrixSpec, read_matrix
@@ -83,6 +83,52 @@ def test_transfer_never_attacks_a_model_with_its_own_examples() -> None:
         ("pooled", "dense"),
         ("pooled", "dense+hull"),
     }
+
+
+def with_ensemble(models: tuple[str, ...] = ("*",), **changes: Any) -> Plan:
+    """The plan of an attack from all other models at once."""
+    one = Entry(name="together", summary="-", paper="-", norms=("linf",), models=("sources",), ensemble=True)
+    known = catalog().model_copy(update={"attacks": {"together": one}})
+    return make_plan(spec(models=models, certificates=(), **changes), known, weights, None)
+
+
+def test_an_ensemble_is_every_model_but_its_target() -> None:
+    cells = with_ensemble().cells
+    assert {(cell.defended, *cell.judge.sources) for cell in cells} == {
+        ("dense", "dense+hull", "pooled"),
+        ("dense+hull", "dense", "pooled"),
+        ("pooled", "dense", "dense+hull"),
+    }
+    assert len(cells) == 3 * 2
+    of_dense = next(cell for cell in cells if cell.defended == "dense")
+    assert of_dense.weights == "hash-of-dense<hash-of-dense+hull,hash-of-pooled"
+    assert of_dense.judge.label == "together(sources=dense+hull & pooled)"
+    many = of_dense.judge.model_copy(update={"chosen": {"sources": list("abcd")}})
+    assert many.label == "together(sources=4 models)"
+
+
+def test_an_ensemble_of_one_is_a_skip() -> None:
+    made = with_ensemble(sources=("pooled", "dense"))
+    assert {cell.defended for cell in made.cells} == {"dense+hull"}
+    alone = {skip.what for skip in made.skips if "two sources" in skip.reason}
+    assert alone == {"attack together on dense", "attack together on pooled"}
+
+
+def test_a_sweep_runs_its_values_one_by_one() -> None:
+    one = Entry(
+        name="weather", summary="-", paper="-", norms=("corruption",), sweeps={"kind": ("fog", "snow")}
+    )
+    one = one.model_copy(update={"defaults": {"kind": "worst"}})
+    known = catalog().model_copy(update={"attacks": {"weather": one}})
+    mine = spec(threats=(Threat(norm="corruption", eps=3),), models=("dense+none",))
+    made = make_plan(mine, known, weights)
+    assert [cell.judge.chosen for cell in made.cells] == [{"kind": "fog"}, {"kind": "snow"}]
+    assert {skip.what for skip in made.skips if "no threat" in skip.reason} == {
+        "certificate boxes",
+        "certificate program",
+    }
+    chosen = mine.model_copy(update={"parameters": {"weather": {"kind": "worst"}}})
+    assert [cell.judge.chosen for cell in make_plan(chosen, known, weights).cells] == [{"kind": "worst"}]
 
 
 def test_a_refusal_is_a_skip_with_its_reason_and_no_cell() -> None:

@@ -13,7 +13,7 @@ import pytest
 from bench.record import Record
 from bench.render import write
 from bench.stats import wilson
-from bench.tables import all_tables, bracket, judges, rho_adv, threats, transfers
+from bench.tables import all_tables, bracket, corruptions, judges, rho_adv, threats, transfers
 from tests.bench.builders import attacked, cell, outcomes, proved
 
 PROOF = {"kind": "certificate"}
@@ -277,3 +277,39 @@ def test_names_that_mean_something_in_html_are_escaped(tmp_path: Path) -> None:
     page = files(tmp_path, [one])["linf-0.1.html"].decode()
     assert "<b>" not in page
     assert "&lt;b&gt;&amp;net" in page
+
+
+def test_corruption_errors_by_hand() -> None:
+    def one(family: str, severity: int, defense: str, distances: list[float | None]) -> Record:
+        of = cell("corruptions", defense=defense, norm="corruption", eps=severity, chosen={"family": family})
+        return attacked(of, distances)
+
+    records = [
+        one("fog", 1, "none", [None, None, None, 1]),
+        one("fog", 5, "none", [None, 5, 5, 5]),
+        one("jpeg", 1, "none", [None, None, None, None]),
+        one("jpeg", 5, "none", [None, None, None, 5]),
+        one("fog", 1, "hull", [None, None, None, None]),
+        one("fog", 5, "hull", [None, None, 5, 5]),
+        one("jpeg", 1, "hull", [None, None, None, None]),
+        one("jpeg", 5, "hull", [None, None, None, None]),
+    ]
+    error, families = corruptions(outcomes(*records))
+    rows = error.frame.set_index("defense")
+    assert rows.loc["none", ["severity_1", "severity_5", "mean_error"]].tolist() == [0.875, 0.5, 5 / 16]
+    assert rows.loc["hull", ["severity_1", "severity_5", "mean_error"]].tolist() == [1.0, 0.75, 2 / 16]
+    assert rows["relative_error"].tolist() == pytest.approx([0.4, 1.0])
+    fog = families.frame.set_index(["defense", "family"]).loc[("none", "fog")]
+    assert fog[["severity_1", "severity_5"]].tolist() == [0.75, 0.25]
+    assert corruptions(outcomes(attacked(cell("pgd"), [0.1]))) == []
+
+
+def test_threats_that_are_no_ball_have_a_bracket_from_zero() -> None:
+    of = cell("corruptions", norm="corruption", eps=3, chosen={"family": "fog"})
+    worse = cell("corruptions", norm="corruption", eps=3, chosen={"family": "jpeg"})
+    frame = outcomes(attacked(of, [None, None, 3, None]), attacked(worse, [None, 3, None, None]))
+    assert threats(frame) == [("corruption", 3)]
+    table = bracket(frame, "corruption", 3)
+    assert table.frame[["attacked", "certified"]].to_numpy().tolist() == [[0.5, 0.0]]
+    assert table.frame["best_certificate"].tolist() == ["-"]
+    assert "severity <= 3" in table.caption

@@ -1,0 +1,97 @@
+"""What a user can get wrong: one clear line each, or a flag where the answer may mislead."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from attacks.base import ATTACKS
+from attacks.deepfool import DeepFool
+from attacks.fgsm import FGSM
+from attacks.patch import Masked
+from attacks.pgd import PGD
+from attacks.square import Square
+from models.base import Batch
+from models.errors import NotApplicable, UserError
+from models.randomness import Randomness
+from models.threat import Box, ThreatModel
+from tests.builders import images, labelled, mlp, random_linear
+
+THREAT = ThreatModel("linf", 0.1)
+
+
+class Detached(nn.Module):
+    """A network whose output hangs on its input by no torch operation."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x.detach())
+
+
+class Steps(nn.Module):
+    """Rounds its inputs, those of even samples alone: there the gradient is zero throughout."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        dark = x.flatten(1)[:, 0] < 0.5
+        return self.network(torch.where(dark[:, None, None, None], x.round(), x))
+
+
+@pytest.mark.parametrize("search", [FGSM(), PGD(), DeepFool()], ids=lambda search: search.name)
+def test_no_gradient_is_one_clear_line(search):
+    model = mlp()
+    model.network = Detached(model.network)
+    batch = labelled(model, images(5))
+    with pytest.raises(NotApplicable, match="model 'mlp' hands out no gradient: declare a surrogate"):
+        search.run(model, batch, THREAT, Randomness(0))
+    assert ATTACKS["strongest"]().run(model, batch, ThreatModel("linf", 0.3), Randomness(0)).success.any()
+
+
+@pytest.mark.parametrize("search", [FGSM(), PGD(), DeepFool()], ids=lambda search: search.name)
+def test_a_zero_gradient_is_a_flag_on_its_rows(search):
+    model = mlp()
+    model.network = Steps(model.network)
+    batch = labelled(model, images(40))
+    dark = batch.x.flatten(1)[:, 0] < 0.5
+    right = torch.arange(40) % 4 != 0
+    y = torch.where(right, batch.y, (batch.y + 1) % 4)
+    batch = Batch(batch.x, y, batch.index)
+    for size in (7, 64):
+        result = search.run(model, batch, ThreatModel("linf", 0.01), Randomness(0), batch_size=size)
+        assert torch.equal(result.zero_gradient, dark & right)
+    assert not bool(search.run(mlp(), labelled(mlp(), images(9)), THREAT, Randomness(0)).zero_gradient.any())
+    assert not bool(Square(queries=5).run(model, batch, THREAT, Randomness(0)).zero_gradient.any())
+
+
+@pytest.mark.parametrize(
+    ("norm", "most", "box"),
+    [("linf", 1.0, Box()), ("linf", 10.0, Box(-3, 7)), ("l2", 12**0.5, Box()), ("l1", 12.0, Box())],
+)
+def test_a_radius_beyond_the_box_is_refused(norm, most, box):
+    model = random_linear(3, 12, box=box)
+    batch = labelled(model, images(4, (12,), box=box))
+    PGD(steps=1).run(model, batch, ThreatModel(norm, most, box), Randomness(0))
+    with pytest.raises(UserError, match=r"reaches beyond the box .* like 8/255"):
+        PGD(steps=1).run(model, batch, ThreatModel(norm, 1.01 * most, box), Randomness(0))
+
+
+def test_a_target_that_is_the_label_is_refused():
+    model = mlp()
+    batch = Batch.of(images(4), torch.tensor([0, 1, 2, 3]))
+    batch = Batch(batch.x, model.logits(batch.x).argmax(1), batch.index)
+    label = int(batch.y[0])
+    with pytest.raises(UserError, match=f"target {label} is the label of"):
+        PGD(target=str(label)).run(model, batch, THREAT, Randomness(0))
+
+
+def test_a_mask_of_the_wrong_shape_is_refused():
+    model = mlp()
+    with pytest.raises(UserError, match=r"the mask has shape \(5, 5\) but an input has \(1, 3, 4\)"):
+        Masked(mask=torch.ones(5, 5)).run(model, labelled(model, images(2)), THREAT, Randomness(0))

@@ -1,0 +1,112 @@
+"""The same mistakes from the command line: exit code 2 and one line, or a flag under the bracket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from bench import evaluate
+from bench.cli import main
+from bench.store import Store
+
+MISTAKES = {
+    "a norm that the attack does not have": (
+        ("--attack", "jsma", "--eps", "0.1"),
+        "attack 'jsma' has no norm 'linf': it has l0",
+    ),
+    "a norm that nobody has": (("--norm", "l7"), "unknown norm 'l7': known are linf, l2"),
+    "a certificate of a threat that is no ball": (
+        ("--norm", "rotation", "--eps", "5", "--certify", "ibp"),
+        "certificate 'ibp' has no norm 'rotation'",
+    ),
+    "eps beyond the box": (
+        ("--eps", "8"),
+        "reaches beyond the box [0, 1]: write it in the units of the inputs",
+    ),
+    "a severity that is none": (("--norm", "corruption", "--eps", "9"), "severity, 1 to 5, not 9"),
+    "a share of more than the picture": (("--norm", "mask", "--eps", "2"), "in (0, 1], not 2"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options, message = MISTAKES[case]
+    assert main(["evaluate", "fc500-150-10", "--limit", "3", *options]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert error.startswith("error: ")
+    assert "\n" not in error
+
+
+MATRIX = """
+data = "mnist5k"
+models = ["fc500-150-10"]
+defenses = ["none"]
+attacks = ["{attack}"]
+certificates = []
+threats = [{{ norm = "{norm}", eps = 0.1 }}]
+[images]
+cheap = 10
+medium = 10
+expensive = 10
+extreme = 10
+[parameters.{attack}]
+{parameter}
+"""
+
+
+@pytest.mark.parametrize(
+    ("attack", "norm", "parameter", "message"),
+    [
+        ("pgd", "linf", 'target = "3"', "target 3 is the label of 1 samples (the first has index"),
+        ("log-odds", "linf", 'target = "11"', "target 11 is no class of the model: choose one of 0..9"),
+        ("rp2", "mask", 'mask = "MASK"', "the mask has shape (5, 6) but the images have (28, 28)"),
+        ("rp2", "mask", 'mask = "nowhere.png"', "no mask file nowhere.png"),
+        ("turtle", "linf", 'mesh = "nowhere.obj"', "no mesh file nowhere.obj"),
+    ],
+)
+def test_a_mistake_in_a_matrix_is_a_failed_cell_with_its_reason(
+    attack: str, norm: str, parameter: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (6, 5), 255).save(tmp_path / "mask.png")
+    matrix = tmp_path / "mine.toml"
+    parameter = parameter.replace("MASK", str(tmp_path / "mask.png"))
+    matrix.write_text(MATRIX.format(attack=attack, norm=norm, parameter=parameter))
+    assert main(["run", "--matrix", str(matrix), "--workers", "1", "--out", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err
+    store = Store(tmp_path / "out")
+    assert [header.status for header in map(store.header, store.load_run().cells) if header] == ["failed"]
+
+
+class Rounded(nn.Module):
+    """Linear on rounded inputs: the gradient is zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 3)
+        nn.init.normal_(self.layer.weight, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.round())
+
+
+class Detached(Rounded):
+    """The same without a gradient at all."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.detach())
+
+
+def test_a_zero_gradient_and_none_are_flags_under_the_bracket() -> None:
+    x = torch.rand(12, 16, generator=torch.Generator().manual_seed(1))
+    rounded, detached = Rounded(), Detached()
+    zero = evaluate(rounded, x, rounded(x).argmax(1), eps=0.1, certificates=[], attacks=["pgd"])
+    assert zero.flags == ("attack pgd saw a zero gradient and nothing else on 12 of 12 samples",)
+    assert bool(zero.outcomes["zero_gradient"].all())
+    none = evaluate(detached, x, detached(x).argmax(1), eps=0.3, certificates=[])
+    assert none.flags[0].startswith("attack fgsm left out: model 'Detached' hands out no gradient")
+    assert none.attacked < 1
