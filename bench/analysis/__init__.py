@@ -1,0 +1,1 @@
+"""What can be learned from the records beyond the bracket: games, landscapes, claims."""
