@@ -22,7 +22,7 @@ ROOMS = ("models", "attacks", "certify", "defenses")
 
 
 class Entry(BaseModel):
-    """One registered component; at_input is said of a defence that leaves the weights alone."""
+    """One registered component; at_input: a defence that leaves weights alone; family: models.families."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -35,6 +35,7 @@ class Entry(BaseModel):
     cost: Cost = Cost.CHEAP
     wide_cost: Cost | None = None
     neurons: int = 0
+    family: str = ""
     models: tuple[str, ...] = ()
     ensemble: bool = False
     at_input: bool = False

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from bench.catalog import Catalog
 from bench.weights import is_own
 from models.errors import UserError
+from models.families import unfit
 from models.naming import read_terms
 from models.registry import suggest
 
@@ -51,6 +52,12 @@ def refusal(model: str, defense: str, catalog: Catalog) -> str | None:
     """Why `defense` (canonical) does not fit `model`, or None."""
     reasons = (catalog.defenses[term.name].refuses.get(model) for term in read_terms(defense))
     return next((reason for reason in reasons if reason), None)
+
+
+def unfit_for(model: str, data: str, catalog: Catalog) -> str | None:
+    """Why a registered `model` cannot judge the data set `data`, or None."""
+    family = catalog.models[model].family
+    return unfit(family, data) if family else None
 
 
 def trained_name(name: str, catalog: Catalog) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 
 from bench.catalog import Catalog, Entry
 from bench.cell import Cell, Component, Threat
-from bench.naming import identity, read_defenses, refusal, trained_name
+from bench.naming import identity, read_defenses, refusal, trained_name, unfit_for
 from bench.spec import MatrixSpec
 from bench.weights import is_own
 from models.cost import WIDE, Cost
@@ -143,7 +143,7 @@ def _filtered(
     ordered = sorted(dict.fromkeys(pairs), key=lambda pair: (pair[0], pair[1] != "none", pair[1]))
     if not ordered:
         raise UserError("the matrix names no model: add one to `models`, or pass --model")
-    return spec, [(m, d, refusal(m, d, catalog)) for m, d in ordered]
+    return spec, [(m, d, unfit_for(m, spec.data, catalog) or refusal(m, d, catalog)) for m, d in ordered]
 
 
 def _sources(whole: MatrixSpec, catalog: Catalog, zoo: list[str], weights: Callable[[str], str]) -> list[str]:

@@ -56,6 +56,7 @@ def _model(name: str) -> Entry:
         summary=first_line(architecture.build),
         paper=architecture.paper,
         neurons=_neurons(architecture),
+        family=architecture.data,
     )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attacks.base import ATTACKS, Attack
 from bench.cell import Cell
+from bench.gallery import gallery
 from bench.record import Header, Provenance, Record, empty_outcomes
 from bench.weights import is_own
 from certify.base import CERTIFIERS
@@ -116,8 +117,9 @@ def _judge(cell: Cell, data: Dataset, settings: Settings) -> tuple[pd.DataFrame,
             )
         aside = data.batch(panel[-ASIDE:]).to(settings.device)
     result = attack.run(model, batch, threat, randomness, aside)
-    if result.artifacts:
-        _keep(cell, result.artifacts, settings)
+    kept = {**result.artifacts, **gallery(model, batch, result)}
+    if kept:
+        _keep(cell, kept, settings)
     frame = _frame(
         batch,
         threat,

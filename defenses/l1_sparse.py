@@ -29,7 +29,7 @@ class L1Sparse(Defense):
 
     paper = "Gopalakrishnan, Marzi, Madhow, Pedarsani 2018, 1810.10625v1"
 
-    gamma: float = 2.0
+    gamma: float = 6.0
     epochs: int = 20
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 from filelock import FileLock
-from torch import nn
+from torch import Tensor, nn
 
 from defenses.base import DEFENSES, Defense
 from defenses.inputs import INPUT_DEFENSES, InputDefense, defended
@@ -21,13 +21,12 @@ from models.checkpoint import SHIPPED, load_weights, places, read_card, save_wei
 from models.data import Dataset, load_data, without
 from models.discover import import_modules
 from models.errors import UserError
+from models.families import FAMILIES, Family
 from models.naming import Term, read_terms
 from models.registry import Registry, suggest
 
 import_modules("models")
 import_modules("defenses")
-
-EXCLUDED = "mnist5k"
 
 
 @dataclass(frozen=True)
@@ -100,9 +99,10 @@ def _built(registry: Registry[type[D]], text: str) -> D:
     return cls(**dict(term.settled("defense", cls().parameters()).chosen))
 
 
-def training_data(root: Path | None, download: bool = False) -> Dataset:
-    """The 55,000 MNIST training images that are not among the embedded 5,000."""
-    return without(load_data("mnist-train", root, download), load_data(EXCLUDED))
+def training_data(family: Family, root: Path | None, download: bool = False) -> Dataset:
+    """The family's training images, less those that judges draw from."""
+    data = load_data(family.training, root, download)
+    return without(data, load_data(family.excluded)) if family.excluded else data
 
 
 def suite_version() -> str:
@@ -129,30 +129,42 @@ def make(
     if name.inputs:
         raise UserError(f"{', '.join(name.inputs)} is not trained: train {name.trained}")
     architecture, defense = name.parts()
-    recipe = defense.recipe(architecture)
-    data, test = training_data(root, download), load_data("mnist", root, download)
+    recipe, family = defense.recipe(architecture), FAMILIES[architecture.data]
+    data, test = training_data(family, root, download), load_data(family.test, root, download)
+    check_training(data, architecture)
     network = new_network(architecture, seed)
     resume = folder / ".training" / f"{name}.checkpoint"
     yield from train(network, defense, recipe, data, seed=seed, device=device, resume=resume)
+    accuracies = {f"{family.test.replace('-', '_')}_test_{len(test)}": accuracy(network, test, device)}
+    if family.excluded:
+        accuracies[family.excluded] = accuracy(network, load_data(family.excluded), device)
     card = {
         "name": str(name),
         "architecture": architecture.name,
         "defense": {"name": defense.name, **defense.parameters()},
         "recipe": recipe.model_dump(),
         "seed": seed,
-        "data": f"{data.name} without {EXCLUDED}",
+        "data": f"{data.name} without {family.excluded}" if family.excluded else data.name,
         "data_sha256": data.sha256,
-        "excluded": EXCLUDED,
-        "excluded_images": len(load_data(EXCLUDED)),
-        "accuracies": {
-            "mnist_test_10000": accuracy(network, test, device),
-            "mnist5k": accuracy(network, load_data(EXCLUDED), device),
-        },
+        "excluded": family.excluded,
+        "excluded_images": len(load_data(family.excluded)) if family.excluded else 0,
+        "accuracies": accuracies,
         "version": suite_version(),
         "torch": torch.__version__,
     }
     save_weights(str(name), network.state_dict(), card, folder)
     resume.unlink(missing_ok=True)
+
+
+def check_training(data: Dataset, architecture: Architecture) -> None:
+    """Raises UserError, before anything is computed, where `data` cannot train `architecture`."""
+    if data.shape != architecture.input_shape:
+        raise UserError(f"{architecture.name} takes {architecture.input_shape}, {data.name} has {data.shape}")
+    missing = set(range(architecture.num_classes)) - set(data.labels.unique().tolist())
+    if missing:
+        raise UserError(f"{data.name} has no image of class {min(missing)}: complete it before training")
+    if isinstance(data.pixels, Tensor) and not bool(torch.isfinite(data.pixels.float()).all()):
+        raise UserError(f"{data.name} contains NaN or infinity: clean it before training")
 
 
 def load(

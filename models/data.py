@@ -13,8 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor
 
 from models.base import Batch
@@ -123,18 +125,68 @@ def _cifar10(root: Path | None, download: bool) -> Dataset:
     return _torchvision("cifar10", "CIFAR10", root, download, train=False)
 
 
+def _cifar10_jpeg(root: Path | None, download: bool) -> Dataset:
+    """CIFAR-10's 10,000 test images after JPEG compression, from cifar10-jpeg/test.parquet in --data-root."""
+    return _decoded("cifar10-jpeg", "cifar10-jpeg/test.parquet", root)
+
+
+def _cifar10_jpeg_train(root: Path | None, download: bool) -> Dataset:
+    """CIFAR-10's 50,000 training images after JPEG compression, from cifar10-jpeg/train.parquet."""
+    return _decoded("cifar10-jpeg-train", "cifar10-jpeg/train.parquet", root)
+
+
+def _decoded(name: str, path: str, root: Path | None) -> Dataset:
+    """A parquet file of images as a tensor, for training, which sees each image many times."""
+    data = load_data(f"parquet:{_place(name, path, root) / path}")
+    everything = torch.cat([data.pixels[part] for part in torch.arange(len(data)).split(5000)])
+    return Dataset(name, everything, data.labels, data.num_classes, classes=data.classes)
+
+
 def _svhn(root: Path | None, download: bool) -> Dataset:
     """SVHN's 26,032 test images, read by torchvision from --data-root."""
     return _torchvision("svhn", "SVHN", root, download, split="test")
 
 
+def _cifar10_train(root: Path | None, download: bool) -> Dataset:
+    """CIFAR-10's 50,000 training images, read by torchvision from --data-root."""
+    return _torchvision("cifar10-train", "CIFAR10", root, download, train=True)
+
+
+def _gtsrb(root: Path | None, download: bool) -> Dataset:
+    """The 12,630 test images of German traffic signs at 32 x 32, read by torchvision from --data-root."""
+    return _signs("gtsrb", "test", root, download)
+
+
+def _gtsrb_train(root: Path | None, download: bool) -> Dataset:
+    """The 26,640 training images of German traffic signs at 32 x 32, read by torchvision from --data-root."""
+    return _signs("gtsrb-train", "train", root, download)
+
+
+def _threes_and_sevens(name: str, source: str, summary: str) -> Loader:
+    def load(root: Path | None, download: bool) -> Dataset:
+        whole = load_data(source, root, download)
+        mine = ((whole.labels == 3) | (whole.labels == 7)).nonzero()[:, 0]
+        assert isinstance(whole.pixels, Tensor)
+        return Dataset(name, whole.pixels[mine], (whole.labels[mine] == 7).long(), 2, whole.box, ("3", "7"))
+
+    load.__doc__ = summary
+    return load
+
+
+def _signs(name: str, split: str, root: Path | None, download: bool) -> Dataset:
+    place = _place(name, "gtsrb", root)
+    datasets = import_torchvision("torchvision.datasets")
+    try:
+        raw = datasets.GTSRB(str(place), split=split, download=download)
+    except (RuntimeError, OSError):
+        raise UserError(f"no gtsrb under {place}: add --download, or point --data-root at it") from None
+    rows = [(image.convert("RGB").resize((32, 32), Image.Resampling.BILINEAR), label) for image, label in raw]
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image, _ in rows])).permute(0, 3, 1, 2)
+    return Dataset(name, pixels.contiguous(), torch.tensor([label for _, label in rows]), 43)
+
+
 def _torchvision(name: str, kind: str, root: Path | None, download: bool, **which: Any) -> Dataset:
-    place = root or (Path(os.environ["RHOBUST_DATA"]) if "RHOBUST_DATA" in os.environ else None)
-    if place is None:
-        raise UserError(
-            f"data set '{name}' needs --data-root DIR (or RHOBUST_DATA), the folder that holds "
-            f"{kind + '/raw' if kind.endswith('MNIST') else kind}"
-        )
+    place = _place(name, kind + "/raw" if kind.endswith("MNIST") else kind, root)
     datasets = import_torchvision("torchvision.datasets")
     try:
         raw = getattr(datasets, kind)(str(place), download=download, **which)
@@ -151,12 +203,40 @@ def _torchvision(name: str, kind: str, root: Path | None, download: bool, **whic
     return Dataset(name, pixels, labels, 10)
 
 
+def _place(name: str, holds: str, root: Path | None) -> Path:
+    place = root or (Path(os.environ["RHOBUST_DATA"]) if "RHOBUST_DATA" in os.environ else None)
+    if place is None:
+        raise UserError(
+            f"data set '{name}' needs --data-root DIR (or RHOBUST_DATA), the folder that holds {holds}"
+        )
+    return place
+
+
 DATA.add("mnist5k", _mnist5k)
 DATA.add("mnist", _mnist_test)
 DATA.add("mnist-train", _mnist_train)
 DATA.add("fashion-mnist", _fashion_mnist)
 DATA.add("cifar10", _cifar10)
 DATA.add("svhn", _svhn)
+DATA.add("cifar10-train", _cifar10_train)
+DATA.add("cifar10-jpeg", _cifar10_jpeg)
+DATA.add("cifar10-jpeg-train", _cifar10_jpeg_train)
+DATA.add("gtsrb", _gtsrb)
+DATA.add("gtsrb-train", _gtsrb_train)
+for name, source, which in (
+    (
+        "mnist5k-3-7",
+        "mnist5k",
+        "The 1,000 threes (class 0) and sevens (class 1) of the embedded MNIST images.",
+    ),
+    ("mnist-3-7", "mnist", "The threes (class 0) and sevens (class 1) of MNIST's test images."),
+    (
+        "mnist-3-7-train",
+        "mnist-train",
+        "The threes (class 0) and sevens (class 1) of MNIST's training images.",
+    ),
+):
+    DATA.add(name, _threes_and_sevens(name, source, which))
 
 
 def is_data_file(name: str) -> bool:
