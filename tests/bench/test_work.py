@@ -72,7 +72,7 @@ def model(net: nn.Module | None = None, classes: int = 3, **more) -> Classifier:
 
 
 @pytest.fixture
-def plant(monkeypatch: pytest.MonkeyPatch):
+def plant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Runs a cell on a planted model, data set and attack."""
 
     def run(
@@ -87,7 +87,7 @@ def plant(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(work, "dataset", lambda name, root, download: images or data())
         if attack is not None:
             monkeypatch.setattr(work, "build_attack", lambda cell, settings: attack)
-        return run_cell(of, Settings(out=out or Path("never-written")))
+        return run_cell(of, Settings(out=out or tmp_path))
 
     return run
 
