@@ -56,7 +56,10 @@ class Provenance(BaseModel):
 
 
 class Header(BaseModel):
-    """All of a record but its rows; `reason` says why a cell was skipped or failed."""
+    """All of a record but its rows; `reason` says why a cell was skipped or failed.
+
+    signs: what made the model suspicious before the attack, by word (models.probes).
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -68,6 +71,7 @@ class Header(BaseModel):
     shared_forward: int = 0
     shared_backward: int = 0
     provenance: Provenance | None = None
+    signs: dict[str, str] = {}
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from models.data import Dataset, load_data
 from models.discover import import_modules
 from models.errors import NotApplicable, UserError
 from models.norms import BALLS
+from models.probes import signs
 from models.randomness import Randomness
 from models.sources.probe import IMAGES as PROBED
 from models.sources.probe import Opened, open_model
@@ -74,6 +75,14 @@ def own_model(name: str, data: str, settings: Settings) -> Opened:
     images = dataset(data, settings.data_root, settings.download)
     opened = open_model(name, images.batch(images.panel(PROBED)), images.num_classes)
     return Opened(opened.classifier.to(settings.device), opened.notes)
+
+
+@lru_cache(maxsize=64)
+def suspicious(model: Classifier, data: str, norm: str, eps: float, settings: Settings) -> dict[str, str]:
+    """The model's signs on the data set's first images under a ball of this norm and radius."""
+    images = dataset(data, settings.data_root, settings.download)
+    batch = images.batch(images.panel(PROBED)).to(settings.device)
+    return {sign.word: sign.detail for sign in signs(model, batch, ThreatModel(norm, eps, images.box))}
 
 
 def run_cell(cell: Cell, settings: Settings) -> Record:
@@ -133,7 +142,13 @@ def _judge(cell: Cell, data: Dataset, settings: Settings) -> tuple[pd.DataFrame,
         backward=result.backward,
         zero_gradient=result.zero_gradient,
     )
-    return frame, {"shared_forward": result.shared_forward, "shared_backward": result.shared_backward}
+    more: dict[str, Any] = {
+        "shared_forward": result.shared_forward,
+        "shared_backward": result.shared_backward,
+    }
+    if cell.threat.norm in BALLS and cell.threat.eps:
+        more["signs"] = suspicious(model, cell.data, cell.threat.norm, cell.threat.eps, settings)
+    return frame, more
 
 
 def build_attack(cell: Cell, settings: Settings) -> Attack:

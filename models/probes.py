@@ -124,7 +124,8 @@ def _gradients(model: Classifier, batch: Batch, threat: ThreatModel) -> Iterator
     zero = float((flat == 0).all(1).double().mean())
     if zero >= MANY:
         yield Sign("zero gradient", f"gradients of {100 * zero:.0f} % of the images are zero throughout")
-    elif not broken:
+    elif not broken and threat.norm in ("linf", "l2"):
+        # A small l1 or l0 step is a large one of few pixels, along which no gradient need hold.
         yield from _along(model, batch, values.detach(), gradient, threat)
 
 

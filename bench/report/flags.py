@@ -40,6 +40,8 @@ def flags(subject: Subject, norm: str, eps: float, clashes: list[str]) -> list[F
         found.append(Flag(f"{len(failed)} failed", f"judges without a result ({names}){why}"))
     if "certificate" not in done:
         found.append(Flag("no certificate", "no certificate applies or was run: the lower end is 0"))
+    signs = {word: said for record in near for word, said in record.header.signs.items()}
+    found += [Flag(word, f"before any attack: {said}") for word, said in sorted(signs.items())]
     return found + _masking(subject, norm, eps)
 
 

@@ -345,3 +345,16 @@ def test_a_device_that_is_absent_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         work.pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert [work.pick_device(wanted) for wanted in ("auto", "cpu", "cuda")] == ["cuda", "cpu", "cuda"]
+
+
+def test_a_record_keeps_what_made_the_model_suspicious(plant) -> None:
+    class Rounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner((x * 4).round() / 4)
+
+    assert "zero gradient" in plant(of("pgd"), judged=model(Rounded())).header.signs
+    assert "zero gradient" not in plant(of("pgd"), judged=model()).header.signs
