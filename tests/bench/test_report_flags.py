@@ -168,3 +168,11 @@ def test_a_board_equals_the_bracket_of_all_models_at_once() -> None:
     found = report.boards[0].ranked[list(expected.columns)]
     pd.testing.assert_frame_equal(found, expected, check_dtype=False)
     assert [row[1].value for row in board_grid(report.boards[0]).rows] == list(expected["model"])
+
+
+def test_a_sign_in_a_record_is_a_flag_of_its_threat_alone() -> None:
+    attack = attacked(cell("pgd", images=N), [None] * N)
+    said = {"zero gradient": "gradients of 100 % of the images are zero throughout"}
+    marked = Record(attack.header.model_copy(update={"signs": said}), attack.outcomes)
+    assert words(marked, SAFE) == ["zero gradient"]
+    assert "zero gradient" not in [flag.word for flag in flags(subject(marked, SAFE), "l2", 0.5, [])]
