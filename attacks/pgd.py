@@ -11,7 +11,7 @@ from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
 from attacks.losses import aimed
 from attacks.targets import LEAST_LIKELY, NONE, check_target, targets
-from models.base import Batch
+from models.base import Batch, margin
 from models.randomness import Randomness
 from models.threat import ThreatModel, per_sample, vector_norm
 
@@ -51,7 +51,7 @@ def climb(
             logits = model.logits(z, mine)
             value = aimed(loss, y, aim)(logits)
         take = torch.ones_like(broken[live]) if early_stop else value > highest[live]
-        won = logits.argmax(1) != y if aim is None else logits.argmax(1) == aim
+        won = margin(logits, y) < 0 if aim is None else logits.argmax(1) == aim
         best[live[take]], broken[live[take]], highest[live[take]] = z[take], won[take], value[take]
         leaving = won & early_stop
         if step == steps or bool(leaving.all()):

@@ -22,7 +22,7 @@ from attacks.strongest import Strongest
 from attacks.transfer import Transfer
 from bench.inputs import read_inputs
 from bench.stats import wilson
-from models.base import Batch, Classifier, frozen
+from models.base import Batch, Classifier, frozen, margin
 from models.eps import parse_eps
 from models.errors import NotApplicable, UserError
 from models.norms import described
@@ -32,7 +32,9 @@ from models.threat import Box, ThreatModel
 
 NOISES = 10
 QUERIES = 500
-PERSIST = 3000
+PROBE, PERSIST = 400, 5000
+# What random search may gain on gradients, as a share of what these gained: up to 2.0 % is seen on honest networks.
+GAIN = 0.04
 LABEL_QUERIES = 2000
 # How much one judge may be ahead of another, as a share of the samples, before the other is distrusted.
 AHEAD = 0.05
@@ -171,8 +173,8 @@ class _Auditor:
         worst = self._run(Strongest(), self.threat)
         strongest = self._none() if worst is None else _within(worst, self.threat.radius)
         self._compare("worst case beyond pgd", strongest, pgd, BEHIND, "strongest", "pgd")
-        if worst is not None and any(not rung.passed for rung in self.rungs):
-            strongest |= self._persisted(worst.x_adv, ~strongest & clean.cpu())
+        if worst is not None:
+            strongest |= self._searched_on(worst.x_adv, ~strongest & clean.cpu())
         weaker = self._without_gradients(sources, labels=bool(words & {"labels", "no gradient"}))
         beaten = {name: other & ~strongest for name, other in weaker.items()}
         everything = ~clean | pgd | strongest
@@ -241,22 +243,35 @@ class _Auditor:
             self.rungs += [] if failed in self.rungs else [failed]
             return None
 
-    def _persisted(self, points: Tensor, left: Tensor) -> Tensor:
-        """Which of the samples `left` (n,) a long random search breaks from the points (n, ...) reached."""
+    def _searched_on(self, points: Tensor, left: Tensor) -> Tensor:
+        """Which of the samples `left` (n,) random search breaks from the points (n, ...) of the worst case.
+
+        Where gradients are honest, 400 queries gain next to nothing on what they gained; where they are not,
+        or some other rung failed, the search goes on for long.
+        """
         rows, found = left.nonzero()[:, 0], self._none()
         if not len(rows) or self.threat.norm not in Square.norms:
             return found
-        view, randomness = ScoreAccess(self.model, len(self.batch)), self.randomness.child("persist")
-        with frozen(self.model):
-            moved, broken = random_search(
-                view, self.batch, rows, self.threat, randomness,
-                queries=PERSIST, first=0.2, start=points[rows],
-            )  # fmt: skip
-        legal = self.threat.contains(self.batch.x[rows], moved)
-        found[rows[(broken & legal).cpu()]] = True
-        said = f"from where strongest got, random search breaks {int(found.sum())} of the {len(rows)} left"
-        self.rungs.append(Rung("long search", True, said))
+        moved, broken, gain = self._search(rows, points[rows], PROBE)
+        said = f"{PROBE} random queries gain {100 * gain:.1f} % on what gradients gained"
+        self.rungs.append(Rung("random search after gradients", gain <= GAIN, said))
+        if any(not rung.passed for rung in self.rungs):
+            _, more, _ = self._search(rows, moved, PERSIST)
+            broken |= more
+        found[rows[broken.cpu()]] = True
         return found
+
+    def _search(self, rows: Tensor, start: Tensor, queries: int) -> tuple[Tensor, Tensor, float]:
+        """Points (k, ...), which of them break `rows` (k,), and the median gain over that up to `start`."""
+        view, y = ScoreAccess(self.model, len(self.batch)), self.batch.y[rows]
+        stream = self.randomness.child("search", queries)
+        with frozen(self.model), torch.no_grad():
+            moved, broken = random_search(
+                view, self.batch, rows, self.threat, stream, queries=queries, first=0.2, start=start
+            )
+            margins = [margin(self.model.logits(x), y) for x in (self.batch.x[rows], start, moved)]
+        gain = (margins[1] - margins[2]) / (margins[0] - margins[1]).clamp(min=1e-6 * margins[0].abs().max())
+        return moved, broken & self.threat.contains(self.batch.x[rows], moved), float(gain.median())
 
     def _noise(self) -> Tensor:
         """Which samples (n,) some of 10 random points of the ball's surface break."""
@@ -271,11 +286,11 @@ class _Auditor:
             broken |= wrong.cpu()
         return broken
 
-    def _compare(self, name: str, first: Tensor, second: Tensor, margin: float, one: str, other: str) -> None:
+    def _compare(self, name: str, first: Tensor, second: Tensor, slack: float, one: str, other: str) -> None:
         """Fails where `first` breaks clearly more samples than `second`."""
         more, fewer = (float(broken.double().mean()) for broken in (first, second))
         said = f"{one} breaks {100 * more:.0f} %, {other} {100 * fewer:.0f} %"
-        self.rungs.append(Rung(name, more <= fewer + margin, said))
+        self.rungs.append(Rung(name, more <= fewer + slack, said))
 
 
 def _within(result: AdversarialBatch, radius: float) -> Tensor:

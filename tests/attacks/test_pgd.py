@@ -185,3 +185,24 @@ def test_an_attack_stops_where_the_network_errs_and_not_its_surrogate():
     data = Batch(torch.full((3, 1, 2, 2), 0.4), torch.zeros(3, dtype=torch.long), torch.arange(3))
     result = PGD(restarts=1).run(model, data, ThreatModel("linf", 0.3), Randomness(0))
     assert bool(result.success.all())
+
+
+def test_a_tie_is_no_misclassification():
+    """The network abstains, with equal logits, in most of the ball and errs in a corner alone."""
+
+    class Abstaining(nn.Module):
+        def forward(self, x):
+            level = x.flatten(1).sum(1)
+            votes = torch.where(level > 2.7, 1.0, 0.0) - torch.where(level < 2.0, 1.0, 0.0)
+            return torch.stack([votes, torch.zeros_like(votes)], 1) + 0 * level[:, None]
+
+    class Level(nn.Module):
+        def forward(self, x):
+            level = x.flatten(1).sum(1)
+            return torch.stack([level, torch.zeros_like(level)], 1)
+
+    data = Batch(torch.full((2, 1, 2, 2), 0.4), torch.ones(2, dtype=torch.long), torch.arange(2))
+    model = Classifier(Abstaining(), num_classes=2, surrogate=Level())
+    for eps, falls in ((0.2, False), (0.3, True)):
+        result = PGD(restarts=1).run(model, data, ThreatModel("linf", eps), Randomness(0))
+        assert result.success.tolist() == [falls] * 2
