@@ -168,7 +168,7 @@ def _judges(
         entry = catalog.attacks[name]
         images = spec.images[entry.cost]
         chosen = _chosen(spec, entry)
-        for variant in _variants(entry, chosen, [name for name in sources if name != zoo_name(pair)]):
+        for variant in _variants(entry, chosen, _others(entry, pair, sources, catalog)):
             judge = Component(kind="attack", name=name, chosen=variant, defaults=entry.defaults)
             for threat in _threats(spec, entry):
                 if images:
@@ -180,6 +180,16 @@ def _judges(
         for threat in _threats(spec, entry):
             if images:
                 yield judge, threat, images
+
+
+def _others(entry: Entry, pair: tuple[str, str], sources: list[str], catalog: Catalog) -> list[str]:
+    """The sources besides the target, and the network behind the defences at its input (defended_table).
+
+    An ensemble keeps to what the matrix names.
+    """
+    target = zoo_name(pair)
+    bare = [] if entry.ensemble else [trained_name(target, catalog)]
+    return [name for name in dict.fromkeys((*sources, *bare)) if name != target]
 
 
 def _variants(entry: Entry, chosen: dict[str, object], others: list[str]) -> list[dict[str, object]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -12,22 +12,24 @@ from torch import Tensor, nn
 from models.architecture import Architecture
 from models.base import Classifier
 from models.registry import Registry
+from models.threat import UNIT_BOX
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputDefense(ABC):
     """Frozen hyper-parameters and a front end, which stands before the network.
 
-    stochastic says that two passes through the front may differ.
+    stochastic says that two passes through the front may differ. A defence that stands around the network
+    and not before it writes `around` in place of `front`.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     stochastic: ClassVar[bool] = False
 
-    @abstractmethod
     def front(self, architecture: Architecture) -> nn.Module:
         """Maps images (n, c, h, w) in [0, 1] to images that the network sees, of the same shape and range."""
+        return nn.Identity()
 
     def surrogate(self, front: nn.Module) -> nn.Module | None:
         """What an adversary differentiates in place of `front`; None where its own gradient is right.
@@ -35,6 +37,15 @@ class InputDefense(ABC):
         StraightThrough(front) follows the front forward and the identity backward (BPDA).
         """
         return None
+
+    def around(self, model: Classifier, architecture: Architecture) -> tuple[nn.Module, nn.Module | None]:
+        """The defended network, and what adversaries differentiate instead where its gradient is wrong."""
+        front = self.front(architecture).to(model.device).eval()
+        surrogate = self.surrogate(front)
+        network = nn.Sequential(front, model.network)
+        if surrogate is None and model.surrogate is None:
+            return network, None
+        return network, nn.Sequential(surrogate or front, model.surrogate or model.network)
 
     def refuses(self, architecture: Architecture) -> str | None:
         """Why this defence cannot stand before `architecture`, or None."""
@@ -58,6 +69,13 @@ def register_input_defense(name: str) -> Callable[[type[InputDefense]], type[Inp
     return decorate
 
 
+class Clamped(nn.Module):
+    """The nearest point of [0, 1] to each entry: for fronts whose images may leave the box a little."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return UNIT_BOX.clamp(x)
+
+
 class StraightThrough(nn.Module):
     """`front` forward, the identity backward: the backward pass of BPDA.
 
@@ -77,15 +95,12 @@ def defended(model: Classifier, defense: InputDefense, architecture: Architectur
 
     Defences compose: the last one stands in front of all the others.
     """
-    front = defense.front(architecture).to(model.device).eval()
-    surrogate = defense.surrogate(front)
-    behind = model.surrogate or model.network
-    changed = surrogate is not None or model.surrogate is not None
+    network, surrogate = defense.around(model, architecture)
     return Classifier(
-        nn.Sequential(front, model.network),
+        network,
         num_classes=model.num_classes,
         box=model.box,
         name=name,
         stochastic=model.stochastic or defense.stochastic,
-        surrogate=nn.Sequential(surrogate or front, behind) if changed else None,
+        surrogate=surrogate,
     ).eval()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bench.catalog import load
+from bench.defended_table import defended
 from bench.outcomes import contradictions, gather
 from bench.record import Record
 from bench.render import show, wide_console, write
@@ -18,7 +20,7 @@ def leaderboards(records: list[Record], folder: Path) -> tuple[list[Table], list
     """Writes the leaderboards of `records` under `folder`; returns them and the contradictions found."""
     outcomes = gather(records)
     missing = not_run(record.header for record in records)
-    tables = [*all_tables(outcomes), *([missing] if len(missing.frame) else [])]
+    tables = [*all_tables(outcomes), *defended(outcomes, load()), *([missing] if len(missing.frame) else [])]
     write(tables, folder)
     return tables, contradictions(outcomes)
 

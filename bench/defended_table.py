@@ -1,0 +1,69 @@
+"""Defences at the input scored twice: by an attack that does not know them, and by all that do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from bench.catalog import Catalog
+from bench.naming import trained_name
+from bench.outcomes import broken_at, verdicts
+from bench.stats import wilson
+from bench.tables import Table, threats
+from models.norms import described
+
+
+def defended(outcomes: pd.DataFrame, catalog: Catalog) -> list[Table]:
+    """Per threat: clean, naive and adaptive accuracy of each model with a defence at its input.
+
+    naive: on examples made on the same weights without what stands at the input, and handed over (transfer).
+    adaptive: the worst case over all attacks, those examples among them. Both on the samples that the naive
+    one was asked about, so that adaptive <= naive <= clean. undefended: the same weights alone under all
+    attacks, where the run has them: a defence that is not above it does nothing.
+    """
+    handed = outcomes[outcomes["judge"].str.startswith("transfer(") & outcomes["eps"].notna()]
+    tables = []
+    for norm, eps in threats(handed):
+        worst = verdicts(outcomes, norm, eps)
+        mine = handed[(handed["norm"] == norm) & (handed["eps"] == eps)]
+        rows = []
+        for (model, defense, name), group in mine.groupby(["model", "defense", "defended"], sort=True):
+            bare = trained_name(str(name), catalog)
+            naive = group[group["judge"].str.contains(f"source={bare})", regex=False)]
+            if bare != name and len(naive):
+                adaptive = worst[(worst["defended"] == name) & worst["index"].isin(naive["index"])]
+                alone = worst[(worst["defended"] == bare) & worst["index"].isin(naive["index"])]
+                without = 1 - alone["attacked"].mean() if len(alone) == len(adaptive) else np.nan
+                row = _row(naive, adaptive, eps) | {"undefended": without}
+                rows.append({"model": model, "defense": defense, **row})
+        if rows:
+            tables.append(_table(norm, eps, rows))
+    return tables
+
+
+def _row(naive: pd.DataFrame, adaptive: pd.DataFrame, eps: float) -> dict[str, object]:
+    n = naive["index"].nunique()
+    held = {
+        "clean": int(naive.groupby("index")["clean"].all().sum()),
+        "naive": int((naive["clean"] & ~broken_at(naive, eps)).groupby(naive["index"]).all().sum()),
+        "adaptive": int((~adaptive["attacked"]).sum()),
+    }
+    row: dict[str, object] = {"n": n}
+    for column, count in held.items():
+        low, high = wilson(count, n)
+        row |= {column: count / n, f"{column}_low": low, f"{column}_high": high}
+    return row | {"illusion": (held["naive"] - held["adaptive"]) / n}
+
+
+def _table(norm: str, eps: float, rows: list[dict[str, object]]) -> Table:
+    frame = pd.DataFrame(rows).sort_values(
+        ["adaptive", "naive", "model", "defense"], ascending=[False, False, True, True], ignore_index=True
+    )
+    columns = ("clean", "naive", "adaptive")
+    caption = (
+        f"Defences at the input at {described(norm, eps)}: accuracy where the attack does not know the"
+        " defence (made on the same weights without it), and under all attacks on the whole, which rank;"
+        " the illusion is the difference, undefended the same network alone (Wilson 95 % intervals)"
+    )
+    ends = {name: (f"{name}_low", f"{name}_high") for name in columns}
+    return Table(f"defended-{norm}-{eps:g}", caption, frame, (*columns, "illusion", "undefended"), ends)

@@ -1,0 +1,73 @@
+"""Another size at another place in every pass: the adversary does not know which image the network sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from defenses.inputs import InputDefense, register_input_defense
+from models.architecture import Architecture
+from models.errors import UserError
+
+
+class Resized(nn.Module):
+    """Shrinks each image to round(u h) x round(u w), u uniform in [smallest, 1], at a random place in zeros.
+
+    Bilinear. Draws from torch's own generator in every pass, one size and place a sample.
+    """
+
+    def __init__(self, smallest: float) -> None:
+        super().__init__()
+        self.smallest = smallest
+
+    def forward(self, x: Tensor) -> Tensor:
+        share, down, across = torch.rand(3, len(x), device=x.device).unbind()
+        share = self.smallest + (1 - self.smallest) * share
+        rows, inside_rows = _sources(x.shape[2], share, down)
+        columns, inside_columns = _sources(x.shape[3], share, across)
+        grid = torch.stack(torch.broadcast_tensors(columns[:, None, :], rows[:, :, None]), -1)
+        shrunk = functional.grid_sample(
+            x, grid.to(x), mode="bilinear", padding_mode="border", align_corners=False
+        )
+        return shrunk * (inside_rows[:, None, :, None] & inside_columns[:, None, None, :])
+
+
+def _sources(size: int, share: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """Where along an axis each of `size` output pixels is read, in [-1, 1], and whether the image is there.
+
+    share, place (n,) in [0, 1]; both results (n, size).
+    """
+    length = (share * size).round().clamp(min=1)
+    offset = (place * (size - length + 1)).floor().clamp(max=size - length)
+    pixel = torch.arange(size, device=share.device) - offset[:, None]
+    return (2 * pixel + 1) / length[:, None] - 1, (pixel >= 0) & (pixel < length[:, None])
+
+
+@register_input_defense("random-resize")
+@dataclass(frozen=True, kw_only=True)
+class RandomResize(InputDefense):
+    """Shows the network each image at a random size and place, anew in every pass.
+
+    The image is shrunk to a share of at least `smallest` and padded with zeros to its own size, where the
+    source enlarges it and needs a network for larger images. Declared stochastic: adversaries average
+    gradients over passes (EOT), and a success is judged over several. Raises UserError for smallest
+    outside (0, 1]. Source: Xie, Wang, Zhang, Ren, Yuille 2018, 1711.01991.
+    """
+
+    paper = "Xie, Wang, Zhang, Ren, Yuille 2018, 1711.01991"
+    stochastic = True
+
+    smallest: float = 0.85
+
+    def __post_init__(self) -> None:
+        if not 0 < self.smallest <= 1:
+            raise UserError(f"random-resize needs smallest between 0 and 1, not {self.smallest:g}")
+
+    def front(self, architecture: Architecture) -> nn.Module:
+        return Resized(self.smallest)
+
+    def refuses(self, architecture: Architecture) -> str | None:
+        return None if len(architecture.input_shape) == 3 else "its inputs are no images"
