@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from bench import single
+from bench import several, single
 from bench.options import DataRoot, Device, Download, Force, Out, Seed, Site, finish, load
 from models.errors import UserError
 
@@ -167,6 +167,7 @@ def check(
 
 
 single.register(app)
+several.register(app)
 
 
 def main(arguments: list[str]) -> int:

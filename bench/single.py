@@ -1,4 +1,4 @@
-"""The commands on one model of the user's choice: evaluate, audit, certify."""
+"""The commands on one model of the user's choice: evaluate, audit, certify, smallest, detect; its proofs."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ def evaluate(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse corrupt images instead of skipping.")
     ] = False,
+    proof: Annotated[
+        Path | None, typer.Option(help="Write a proof file per certified image into this folder.")
+    ] = None,
     device: Annotated[Device, typer.Option(help="auto takes a GPU where there is one.")] = Device.auto,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
 ) -> None:
@@ -54,6 +57,7 @@ def evaluate(
         strict,
         device.value,
         seed,
+        proof,
     )
 
 
@@ -105,7 +109,100 @@ def audit(
     finish("audit", model, data, norm, eps, limit, data_root, download, device.value, seed)
 
 
+def smallest(
+    model: Annotated[
+        str, typer.Argument(help="A zoo name, or your own: file:net.py:make, onnx:net.onnx, ...")
+    ],
+    data: Annotated[
+        str, typer.Option(help="mnist5k, mnist, ..., npz:FILE, folder:DIR or parquet:PLACE.")
+    ] = "mnist5k",
+    norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
+    limit: Annotated[int, typer.Option(help="How many images, balanced over the classes.")] = 10,
+    attack: Annotated[list[str] | None, typer.Option(help="Only this minimal-norm attack.")] = None,
+    seconds: Annotated[float, typer.Option(help="Time limit of one image's proof.")] = 60.0,
+    tolerance: Annotated[float, typer.Option(help="How narrow an interval, as a share of it.")] = 1e-3,
+    out: Annotated[Path | None, typer.Option(help="Write one row per image here, as CSV.")] = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    device: Annotated[Device, typer.Option(help="auto takes a GPU where there is one.")] = Device.auto,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+) -> None:
+    """Prove each image's smallest perturbation, and measure minimal-norm attacks against it.
+
+    MODEL as in evaluate. Images are bracketed by proofs and counterexamples until both ends meet.
+    """
+    finish(
+        "smallest",
+        model,
+        data,
+        norm,
+        limit,
+        tuple(attack or ()),
+        seconds,
+        tolerance,
+        out,
+        data_root,
+        download,
+        device.value,
+        seed,
+    )
+
+
+def detect(
+    model: Annotated[
+        str, typer.Argument(help="A zoo name, or your own: file:net.py:make, onnx:net.onnx, ...")
+    ],
+    detector: Annotated[str, typer.Option(help="pca-tail, feature-squeezing, ..., with (KEY=VALUE).")],
+    data: Annotated[
+        str, typer.Option(help="mnist5k, mnist, ..., npz:FILE, folder:DIR or parquet:PLACE.")
+    ] = "mnist5k",
+    norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
+    eps: Annotated[str, typer.Option(help="Radius, in units of [0, 1]: 0.1 or 8/255.")] = "8/255",
+    limit: Annotated[int, typer.Option(help="How many images are scored, clean and attacked.")] = 100,
+    rate: Annotated[float, typer.Option(help="Share of clean images that may be flagged.")] = 0.05,
+    roc: Annotated[Path | None, typer.Option(help="Write the ROC curves here, as CSV.")] = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    device: Annotated[Device, typer.Option(help="auto takes a GPU where there is one.")] = Device.auto,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+) -> None:
+    """Score a detector against an adversary that does not know it and one that does.
+
+    MODEL as in evaluate. Fitted, and its threshold set, on clean images that are not scored. Exit code: 1
+    where clean images are flagged more often than asked for, 2 the request could not be carried out.
+    """
+    finish(
+        "detect",
+        model,
+        detector,
+        data,
+        norm,
+        eps,
+        limit,
+        rate,
+        roc,
+        data_root,
+        download,
+        device.value,
+        seed,
+    )
+
+
+def verify_proof(
+    file: Annotated[Path, typer.Argument(help="A file that evaluate --proof wrote.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="The weights (.safetensors) that the proof must speak of.")
+    ] = None,
+) -> None:
+    """Check a proof file in outward rounded arithmetic, without the code that found it.
+
+    Prints `proved` and every class' margin, or `REFUTED: why`. Exit code: 0 proved, 1 refuted, 2 no
+    such file.
+    """
+    finish("verify_proof", file, weights)
+
+
 def register(app: typer.Typer) -> None:
     """Adds these commands to the command line."""
-    for command in (evaluate, audit, certify):
+    for command in (evaluate, audit, certify, smallest, verify_proof, detect):
         app.command()(command)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.report.analyses_page import analyses_page
 from bench.report.badge import badge
 from bench.report.comparison import Side
 from bench.report.comparison_page import comparison_pages
@@ -46,6 +47,7 @@ def pages(report: Report) -> Iterator[Page]:
         transfer_page(report, transfer_tables(report)),
         games_page(report),
         corruption_page(report),
+        analyses_page(report),
     ):
         if page is not None:
             yield page
@@ -61,6 +63,7 @@ def _menu(report: Report, found: set[str]) -> list[tuple[str, str]]:
         ("Transfer", "transfer.html"),
         ("Game", "game.html"),
         ("Corruptions", "corruptions.html"),
+        ("Analyses", "analyses.html"),
         ("Provenance", "provenance.html"),
         ("Downloads", "downloads.html"),
     ]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from bench.analysis.stored import Analysis
+from bench.analysis.stored import read as read_analyses
 from bench.outcomes import contradictions
 from bench.report.boards import Board, boards
 from bench.report.material import Material, read
@@ -45,6 +47,11 @@ class Report:
     def not_run(self) -> Table:
         """Skipped and failed cells with their reasons."""
         return not_run(record.header for record in self.material.records)
+
+    @cached_property
+    def analyses(self) -> tuple[list[Analysis], list[str]]:
+        """What `analyse` left beside the runs, and a line for each file of it that cannot be read."""
+        return read_analyses(self.material.folders)
 
     def _repr_html_(self) -> str:
         return notebook_view(self.boards)

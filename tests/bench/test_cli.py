@@ -27,7 +27,10 @@ OPTIONS = {
     "table": "--out",
     "check": "--baseline --matrix --junit --update --allow --workers --out",
     "evaluate": "--data --norm --eps --limit --attack --certify --data-root --download --strict --device "
+    "--seed --proof",
+    "smallest": "--data --norm --limit --attack --seconds --tolerance --out --data-root --download --device "
     "--seed",
+    "verify-proof": "--weights",
     "certify": "--onnx --vnnlib --timeout --witness --batch --results --seed",
 }
 KINDS = ("attacks", "defenses", "certificates", "models", "data", "matrices")
