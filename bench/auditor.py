@@ -33,7 +33,7 @@ from models.threat import Box, ThreatModel
 NOISES = 10
 QUERIES = 500
 PROBE, PERSIST = 400, 5000
-# What random search may gain on gradients, as a share of what these gained: up to 2.0 % is seen on honest networks.
+# What random search may gain on gradients, as a share of what these gained: honest networks show up to 2 %.
 GAIN = 0.04
 LABEL_QUERIES = 2000
 # How much one judge may be ahead of another, as a share of the samples, before the other is distrusted.

@@ -121,13 +121,21 @@ class Relaxation:
         return pull_overlap(pulled, operation.lines(bounds, self.alpha.get(i)), self.overlap[i])
 
 
-def relax(graph: Graph, x: Tensor, threat: ThreatModel, *slopes: Slope, intervals: bool = True) -> Relaxation:
+def relax(
+    graph: Graph,
+    x: Tensor,
+    threat: ThreatModel,
+    *slopes: Slope,
+    intervals: bool = True,
+    slack: float = 0.0,
+) -> Relaxation:
     """Bounds every relaxed operation's input, layer by layer, and sets lower slopes by the last of `slopes`.
 
     Each layer starts from its interval bounds; only the entries that these leave undecided get a
     linear bound, by each of `slopes` in turn, intersected with what is known; without `slopes` the
     interval bounds stay as they are and every lower line is parallel. With intervals=False
-    every entry's bound is the linear one alone. Differentiable in the network's parameters.
+    every entry's bound is the linear one alone. Each bound is widened by slack (1 + |bound|), and what
+    follows from it with it. Differentiable in the network's parameters.
     """
     passes = IntervalPass(graph, x, threat)
     alphas: list[dict[int, Tensor]] = [{} for _ in slopes]
@@ -145,6 +153,8 @@ def relax(graph: Graph, x: Tensor, threat: ThreatModel, *slopes: Slope, interval
                     relaxation = Relaxation(graph, x, threat, bounds, alpha)
                     linear = _bound_entries(relaxation, source, wanted, found if intervals else None)
                     found = found.intersect(linear) if intervals else linear
+            if slack:
+                found = found.widened(slack)
             passes.found[source] = bounds[source] = found
             for slope, alpha in zip(slopes, alphas, strict=True):
                 value = slope(found) if operation.free_slope else None

@@ -30,6 +30,11 @@ class Interval:
         """centre -+ radius."""
         return Interval(centre - radius, centre + radius)
 
+    def widened(self, slack: float) -> Interval:
+        """Both ends moved outwards by slack (1 + |end|)."""
+        lower, upper = self.lower, self.upper
+        return Interval(lower - slack * (1 + lower.abs()), upper + slack * (1 + upper.abs()))
+
     def intersect(self, other: Interval) -> Interval:
         """The entries that satisfy both: never looser than either."""
         return Interval(torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper))

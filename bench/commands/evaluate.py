@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from bench.evaluation import evaluate
+from bench.proofs import write_proofs
 from bench.work import pick_device
 from defenses.zoo import ModelName, load
 from models.base import Batch, Classifier, frozen
@@ -31,8 +32,12 @@ def execute(
     strict: bool,
     device: str,
     seed: int,
+    proof: Path | None = None,
 ) -> int:
-    """Prints the clean accuracy as soon as it is known, then the bracket; returns the exit code."""
+    """Prints the clean accuracy as soon as it is known, then the bracket; returns the exit code.
+
+    `proof` is a folder for the proof files of the certified samples.
+    """
     if limit < 1:
         raise UserError(f"--limit must be at least 1, not {limit}")
     dataset = load_data(data, root, download)
@@ -56,6 +61,8 @@ def execute(
         seed=seed,
     )
     print(result)
+    if proof is not None:
+        write_proofs(proof, classifier, batch, result)
     return 0
 
 

@@ -1,0 +1,59 @@
+"""`smallest`: the proven least distance of adversarial examples, and how near to it attacks come."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from bench.commands.evaluate import open_classifier, readable
+from bench.optimality import optimality
+from bench.work import pick_device
+from models.atomic import write_atomically
+from models.data import load_data
+from models.errors import UserError
+
+
+def execute(
+    model: str,
+    data: str,
+    norm: str,
+    limit: int,
+    attacks: tuple[str, ...],
+    seconds: float,
+    tolerance: float,
+    out: Path | None,
+    root: Path | None,
+    download: bool,
+    device: str,
+    seed: int,
+) -> int:
+    """Reports each sample's interval on stderr, then prints the attacks' table; returns the exit code."""
+    if limit < 1:
+        raise UserError(f"--limit must be at least 1, not {limit}")
+    dataset = load_data(data, root, download)
+    batch = readable(dataset, limit, strict=False)
+    classifier = open_classifier(model, batch, dataset, root, download).to(pick_device(device))
+
+    def progress(place: int, row: pd.Series) -> None:
+        state = "closed" if row["closed"] else "open"
+        name = f"image {batch.index[place]}"
+        print(
+            f"[{place + 1}/{len(batch)}] {name}: [{row['lower']:.5f}, {row['upper']:.5f}] {state}, "
+            f"{row['seconds']:.1f} s",
+            file=sys.stderr,
+        )
+
+    result = optimality(
+        classifier, batch.x, batch.y, norm=norm, attacks=attacks or None, seconds=seconds,
+        tolerance=tolerance, seed=seed, progress=progress,
+    )  # fmt: skip
+    samples = result.samples
+    if out is not None:
+        write_atomically(out, samples.assign(index=batch.index.tolist()).to_csv(index=False).encode())
+    kept = samples[samples["correct"]]
+    print(f"{model}, {norm}, {len(kept)} of {len(samples)} images classified correctly, ", end="")
+    print(f"{int(kept['closed'].sum())} closed within {100 * tolerance:g} %")
+    print(result.table().to_string(index=False))
+    return 0

@@ -1,0 +1,192 @@
+"""Writes a certificate as a file that can be checked without the code that found it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+from torch import Tensor, nn
+
+from certify.alpha_crown import Climb
+from certify.backward import Relaxation, adaptive_slope, margins, parallel_slope, relax
+from certify.base import TOLERANCE, proves
+from certify.graph import Graph
+from certify.ibp import interval_margins, margin_rows
+from certify.prepare import prepare
+from certify.rules.activation import ReLU
+from models.atomic import write_atomically
+from models.base import Batch, Classifier, check_inputs, frozen
+from models.errors import NotApplicable, UserError
+from models.threat import ThreatModel
+
+FORMAT = "rhobust-proof-1"
+
+# Claimed bounds are looser by this, relative to 1 + |bound|, than found in double precision, so that
+# outward rounding reaches them.
+SLACK = 1e-9
+
+STEPS, RATE = 60, 0.25
+
+METHODS = ("ibp", "crown", "alpha-crown")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What proves one sample: bounds on each ReLU's input, and the slopes that the bounds come from."""
+
+    method: str
+    relaxation: Relaxation
+    passes: tuple[str, ...] = ()
+    final: dict[int, Tensor] | None = None
+
+
+def write_proof(
+    path: Path, model: Classifier, sample: Batch, threat: ThreatModel, methods: Sequence[str] = METHODS
+) -> str | None:
+    """Writes the proof that one sample (n = 1) is certified; returns its method, None where none was found.
+
+    Tries `methods`: ibp, crown (with polytope) and alpha-crown; what only branch and bound settles has no
+    proof file.
+    The file, in the safetensors format, holds the layers' weights under the names of their own file, with
+    its hash, the input, label, eps and box, bounds on the input of every ReLU, and one or two sets of lower
+    slopes in [0, 1] from which those bounds follow; the last set may be one a class. bench/proof_checker.py
+    states what is to be checked. Raises NotApplicable, naming it, for a norm other than linf and
+    for networks that are no chain of Linear, Conv2d, Flatten and ReLU.
+    """
+    if len(sample) != 1:
+        raise UserError(f"a proof speaks of one sample, not of {len(sample)}")
+    if threat.norm != "linf" or threat.eps is None:
+        raise NotApplicable(f"proof files speak of linf and an eps, not of '{threat.norm}'")
+    check_inputs(sample, model)
+    chain = _chain(model.network)
+    with frozen(model):
+        graph, x = prepare(model, sample.x)
+        found = _prove(graph, x, sample.y, threat, methods)
+    if found is None:
+        return None
+    write_atomically(path, _content(found, graph, chain, model, sample, threat))
+    return found.method
+
+
+def _chain(network: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
+    """The layers in order, each with the prefix of its weights' names."""
+    if type(network) is nn.Sequential:
+        parts = network.named_children()
+        return [layer for name, part in parts for layer in _chain(part, f"{prefix}{name}.")]
+    if isinstance(network, nn.Dropout | nn.Identity):
+        return []
+    flat = type(network) is nn.Flatten and (network.start_dim, network.end_dim) == (1, -1)
+    plain = (
+        type(network) is nn.Conv2d
+        and network.groups == 1
+        and network.padding_mode == "zeros"
+        and not isinstance(network.padding, str)
+    )
+    if not (flat or plain or type(network) in (nn.Linear, nn.ReLU)):
+        raise NotApplicable(
+            f"layer '{prefix.rstrip('.')}' ({type(network).__name__}) has no proof files: they speak of "
+            "chains of Linear, Conv2d (zero padding, one group), Flatten and ReLU"
+        )
+    return [] if flat else [(prefix, network)]
+
+
+def _prove(graph: Graph, x: Tensor, y: Tensor, threat: ThreatModel, methods: Sequence[str]) -> _Found | None:
+    """The cheapest method that certifies the sample, with looser bounds than it found."""
+    classes = graph.num_classes(x)
+    with torch.no_grad():
+        logits = graph.values(x)[-1]
+
+        def certified(lower: Tensor) -> bool:
+            return bool(proves(lower.scatter(1, y[:, None], torch.inf), logits, TOLERANCE).all())
+
+        if "ibp" in methods and certified(interval_margins(graph, x, y, threat)):
+            return _Found("ibp", relax(graph, x, threat, slack=SLACK))
+        relaxation = relax(graph, x, threat, parallel_slope, adaptive_slope, slack=SLACK)
+        best = torch.maximum(margins(relaxation, y), margins(relaxation.with_alpha({}), y))
+        found = _Found("crown", relaxation, ("parallel", "adaptive"))
+        if "crown" in methods and certified(best):
+            return found
+    if "alpha-crown" not in methods:
+        return None
+    slopes, value = climbed_slopes(relaxation, y, classes)
+    if not certified(torch.maximum(best, value)):
+        return None
+    return replace(found, method="alpha-crown", final=slopes)
+
+
+def climbed_slopes(relaxation: Relaxation, y: Tensor, classes: int) -> tuple[dict[int, Tensor], Tensor]:
+    """The best lower slopes met by Adam for each class, (1, classes, *shape) by node, and their bounds."""
+    last = len(relaxation.graph.nodes) - 1
+    rows = margin_rows(y, classes, relaxation.x.dtype)
+    climb = Climb.start(dict(relaxation.alpha), classes)
+    best = dict(climb.alpha)
+    value = torch.full((1, classes), -torch.inf, dtype=relaxation.x.dtype, device=relaxation.x.device)
+    for turn in range(STEPS if climb.alpha else 0):
+        leaves = {i: part.detach().requires_grad_(True) for i, part in climb.alpha.items()}
+        with torch.enable_grad():
+            found = relaxation.with_alpha(leaves).lower(last, rows)
+            gradients = torch.autograd.grad(found.sum(), list(leaves.values()), allow_unused=True)
+        better = found.detach() > value
+        value = torch.where(better, found.detach(), value)
+        for i, part in leaves.items():
+            kept = better.reshape(1, classes, *[1] * (part.dim() - 2))
+            best[i] = torch.where(kept, part.detach(), best[i])
+        named = {i: g for i, g in zip(leaves, gradients, strict=True) if g is not None}
+        climb.step(named, RATE * (1 - turn / STEPS))
+    return best, value
+
+
+def _content(
+    found: _Found, graph: Graph, chain: list[tuple[str, nn.Module]], model: Classifier, sample: Batch,
+    threat: ThreatModel,
+) -> bytes:  # fmt: skip
+    """The file: its tensors by name, and everything else as strings."""
+    relus = [i for i, node in enumerate(graph.nodes) if isinstance(node.operation, ReLU)]
+    places = [place for place, (_, layer) in enumerate(chain) if isinstance(layer, nn.ReLU)]
+    weights = {
+        f"{prefix}{name}": _array(part) for prefix, layer in chain for name, part in layer.named_parameters()
+    }
+    tensors = {f"weights.{name}": part for name, part in weights.items()}
+    tensors["x"] = _array(sample.x[0])
+    for place, node in zip(places, relus, strict=True):
+        bounds = found.relaxation.bounds[graph.nodes[node].inputs[0]]
+        low, high = (_array(end.flatten()) for end in (bounds.lower, bounds.upper))
+        tensors[f"lower.{place}"], tensors[f"upper.{place}"] = low, high
+        slopes = {
+            "parallel": np.clip(high / np.where(high > low, high - low, 1.0), 0, 1),
+            "adaptive": (high >= -low).astype(np.float64),
+        }
+        tensors |= {f"slopes.{name}.{place}": slopes[name] for name in found.passes}
+        if found.final is not None:
+            tensors[f"slopes.final.{place}"] = _array(found.final[node][0].flatten(1))
+    notes = {
+        "format": FORMAT,
+        "method": found.method,
+        "model": model.name,
+        "index": str(int(sample.index[0])),
+        "norm": threat.norm,
+        "eps": repr(float(threat.radius)),
+        "box": json.dumps([threat.box.lower, threat.box.upper]),
+        "label": str(int(sample.y[0])),
+        "layers": json.dumps([_described(prefix, layer) for prefix, layer in chain]),
+        "passes": json.dumps(found.passes),
+        "weights_sha256": hashlib.sha256(save(weights)).hexdigest(),
+    }
+    return save(tensors, notes)
+
+
+def _array(part: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(part.detach().cpu().numpy())
+
+
+def _described(prefix: str, layer: nn.Module) -> dict[str, object]:
+    if isinstance(layer, nn.Conv2d):
+        geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        return {"kind": "conv", "name": prefix, **geometry}
+    return {"kind": "relu"} if isinstance(layer, nn.ReLU) else {"kind": "linear", "name": prefix}

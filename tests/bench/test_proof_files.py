@@ -1,0 +1,60 @@
+"""`evaluate --proof` and `verify-proof`: one file per certified image, and exit codes that can be trusted."""
+
+from pathlib import Path
+
+import bench.cli
+from models.checkpoint import SHIPPED
+from tests.bench.commands import command
+
+
+def inside(capsys, *arguments):
+    code = bench.cli.main([str(argument) for argument in arguments])
+    streams = capsys.readouterr()
+    return code, streams.out, streams.err
+
+
+def evaluated(capsys, folder, *arguments):
+    code, out, err = inside(
+        capsys, "evaluate", *arguments, "--limit", 3, "--attack", "fgsm", "--proof", folder
+    )
+    assert (code, err) == (0, "")
+    return out.splitlines()
+
+
+def test_every_certified_image_has_a_file_that_is_proved(capsys, tmp_path):
+    folder = tmp_path / "proofs"
+    lines = evaluated(capsys, folder, "conv-small+polytope", "--eps", "0.1", "--certify", "ibp")
+    assert lines[-1] == f"{folder}: 3 proof files (3 by ibp)"
+    files = sorted(folder.iterdir())
+    assert [path.name for path in files] == [
+        "image-0.safetensors", "image-1000.safetensors", "image-500.safetensors",
+    ]  # fmt: skip
+    weights = SHIPPED / "conv-small+polytope.safetensors"
+    for path in files:
+        code, out, err = inside(capsys, "verify-proof", path, "--weights", weights)
+        assert (code, out.splitlines()[0], err) == (0, "proved", "")
+
+
+def test_a_damaged_file_is_refuted_with_exit_code_one(capsys, tmp_path):
+    evaluated(capsys, tmp_path, "conv-small+polytope", "--eps", "0.1", "--certify", "ibp")
+    path = tmp_path / "image-0.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-200_000] ^= 0x40
+    path.write_bytes(content)
+    shown = command("verify-proof", path)
+    assert (shown.returncode, shown.stderr) == (1, "")
+    assert shown.stdout.startswith("REFUTED: ")
+
+
+def test_nothing_certified_writes_nothing(capsys, tmp_path):
+    lines = evaluated(capsys, tmp_path / "p", "conv-small", "--eps", "0.3", "--certify", "ibp")
+    assert lines[-1] == f"{tmp_path / 'p'}: 0 proof files"
+    assert not (tmp_path / "p").exists()
+
+
+def test_missing_files_are_one_line(capsys, tmp_path):
+    absent = Path("nowhere.safetensors")
+    assert inside(capsys, "verify-proof", absent) == (2, "", f"error: there is no file {absent}\n")
+    (tmp_path / "here").write_bytes(b"")
+    code, _, err = inside(capsys, "verify-proof", tmp_path / "here", "--weights", absent)
+    assert (code, err) == (2, f"error: there is no file {absent}\n")
