@@ -47,16 +47,17 @@ def test_a_star_is_everything_registered() -> None:
 
 
 def test_the_shipped_registries_are_in_full() -> None:
+    """`full` has every judge and defence on the three main networks, `zoo` the same on all networks."""
     known = load()
-    cells = make_plan(read_matrix("full"), known, weights).cells
-    named = {cell.judge.name for cell in cells}
-    assert named == {*known.attacks, *known.certificates}
-    assert {cell.model for cell in cells} == {
-        n for n, entry in known.models.items() if entry.family == "mnist"
-    }
-    assert {cell.defense for cell in cells} == {
-        n for n, entry in known.defenses.items() if not entry.at_input
-    }
+    main, everything = (make_plan(read_matrix(name), known, weights).cells for name in ("full", "zoo"))
+    training = {name for name, entry in known.defenses.items() if not entry.at_input}
+    for cells in (main, everything):
+        assert {cell.judge.name for cell in cells} == {*known.attacks, *known.certificates}
+        assert {cell.defense for cell in cells} == training
+    assert {cell.model for cell in main} == {"lenet", "fc500-150-10", "conv-small"}
+    mnist = {name for name, entry in known.models.items() if entry.family == "mnist"}
+    assert {cell.model for cell in everything} == mnist
+    assert {cell.id for cell in main if not cell.judge.sources} <= {cell.id for cell in everything}
 
 
 def test_images_follow_the_cost_class() -> None:

@@ -66,10 +66,13 @@ def test_shipped_matrices_are_valid(name: str) -> None:
 
 
 def test_the_shipped_matrices() -> None:
-    assert {"ci", "full", "quick"} <= set(matrix_names())
-    full = read_matrix("full")
-    assert full.models == full.defenses == full.attacks == full.certificates == full.sources == ("*",)
-    assert max(full.images.values()) == 200
+    assert {"ci", "full", "quick", "zoo"} <= set(matrix_names())
+    full, zoo = read_matrix("full"), read_matrix("zoo")
+    assert full.models == full.sources == ("lenet", "fc500-150-10", "conv-small")
+    assert zoo.models == zoo.sources == ("*",)
+    for matrix in (full, zoo):
+        assert matrix.defenses == matrix.attacks == matrix.certificates == ("*",)
+        assert max(matrix.images.values()) == 200
 
 
 BROKEN = {
