@@ -77,7 +77,8 @@ def execute(request: Request, dry_run: bool) -> int:
         raise UserError(f"--workers must be at least 1, not {request.workers}")
     plan, name = plan_of(request)
     if not plan.cells:
-        raise UserError("nothing to run: no judge has images and a norm that the matrix' threats use")
+        why = "no judge has images and a norm that the matrix' threats use"
+        raise UserError(f"nothing to run: {next((f'{skip.what} {skip.reason}' for skip in plan.skips), why)}")
     store = Store(request.out)
     waiting = pending(plan, store)
     for cell in waiting:

@@ -110,3 +110,8 @@ def test_a_zero_gradient_and_none_are_flags_under_the_bracket() -> None:
     none = evaluate(detached, x, detached(x).argmax(1), eps=0.3, certificates=[])
     assert none.flags[0].startswith("attack fgsm left out: model 'Detached' hands out no gradient")
     assert none.attacked < 1
+
+
+def test_a_model_of_another_family_says_why_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--model", "nin", "--dry-run"]) == 2
+    assert "is trained for cifar10-jpeg, not for mnist5k" in capsys.readouterr().err
