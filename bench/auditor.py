@@ -137,18 +137,23 @@ class _Logarithm(nn.Module):
         return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
 
 
-def _as_scores(model: Classifier, words: set[str]) -> Classifier:
-    """A model that hands out probabilities or labels as one that attacks accept, its decisions unchanged."""
-    if not words & {"probabilities", "labels"}:
-        return model
+def _as_declared(model: Classifier, words: set[str]) -> Classifier:
+    """The model as it should have been declared by its signs; the caller's own is left as it was.
+
+    Probabilities and labels become scores that attacks accept, which changes no decision; what is random
+    has its gradients and verdicts averaged.
+    """
+    network, surrogate = model.network, model.surrogate
+    if words & {"probabilities", "labels"}:
+        network, surrogate = _Logarithm(network), None if surrogate is None else _Logarithm(surrogate)
     return Classifier(
-        _Logarithm(model.network),
+        network,
         num_classes=model.num_classes,
         box=model.box,
         name=model.name,
-        stochastic=model.stochastic,
-        surrogate=None if model.surrogate is None else _Logarithm(model.surrogate),
-    ).eval()
+        stochastic=model.stochastic or "random" in words,
+        surrogate=surrogate,
+    )
 
 
 class _Auditor:
@@ -162,10 +167,7 @@ class _Auditor:
         found = signs(self.model, self.batch, self.threat)
         self.rungs += [Rung(sign.word, False, sign.detail) for sign in found]
         words = {sign.word for sign in found}
-        self.model = _as_scores(self.model, words)
-        if "random" in words:
-            # What was not declared is declared now, so that gradients and verdicts are averaged.
-            self.model.stochastic = True
+        self.model = _as_declared(self.model, words)
         with frozen(self.model), torch.no_grad():
             clean = self.model.logits(self.batch.x).argmax(1) == self.batch.y
         pgd = self._pgd()
@@ -279,8 +281,8 @@ class _Auditor:
         for draw in range(NOISES):
             stream = self.randomness.child("noise", draw)
             x = self.batch.x
-            signs = stream.sign(self.batch.index, x.shape[1:]).to(x)
-            moved = self.threat.project(x, x + self.threat.box.width * signs)
+            corner = stream.sign(self.batch.index, x.shape[1:]).to(x)
+            moved = self.threat.project(x, x + self.threat.box.width * corner)
             with frozen(self.model), torch.no_grad():
                 wrong = self.model.logits(moved).argmax(1) != self.batch.y
             broken |= wrong.cpu()

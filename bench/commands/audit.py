@@ -8,15 +8,12 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.auditor import audit
-from bench.commands.evaluate import open_classifier, readable
+from bench.commands.evaluate import opened
 from bench.render import wide_console
-from bench.work import pick_device
 from defenses.zoo import ModelName, load
 from models.architecture import MODELS
 from models.base import Classifier
 from models.checkpoint import read_card
-from models.data import load_data
-from models.errors import UserError
 
 
 def execute(
@@ -31,11 +28,7 @@ def execute(
     seed: int,
 ) -> int:
     """Prints one row a rung and the verdict; 1 where some rung failed."""
-    if limit < 1:
-        raise UserError(f"--limit must be at least 1, not {limit}")
-    dataset = load_data(data, root, download)
-    batch = readable(dataset, limit, strict=False)
-    classifier = open_classifier(model, batch, dataset, root, download).to(pick_device(device))
+    classifier, batch = opened(model, data, limit, root, download, device)
     sources = tuple(
         source.to(classifier.device) for source in _sources(model, tuple(batch.x.shape[1:]), data)
     )

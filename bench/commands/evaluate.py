@@ -87,6 +87,17 @@ def readable(dataset: Dataset, limit: int, strict: bool) -> Batch:
     return Batch(*(torch.cat([getattr(part, name) for part in kept]) for name in ("x", "y", "index")))
 
 
+def opened(
+    model: str, data: str, limit: int, root: Path | None, download: bool, device: str
+) -> tuple[Classifier, Batch]:
+    """A model on its device, and `limit` images of a data set for it; corrupt images are left out."""
+    if limit < 1:
+        raise UserError(f"--limit must be at least 1, not {limit}")
+    dataset = load_data(data, root, download)
+    batch = readable(dataset, limit, strict=False)
+    return open_classifier(model, batch, dataset, root, download).to(pick_device(device)), batch
+
+
 def open_classifier(
     model: str, batch: Batch, dataset: Dataset, root: Path | None, download: bool
 ) -> Classifier:

@@ -7,12 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.commands.evaluate import open_classifier, readable
+from bench.commands.evaluate import opened
 from bench.optimality import optimality
-from bench.work import pick_device
 from models.atomic import write_atomically
-from models.data import load_data
-from models.errors import UserError
 
 
 def execute(
@@ -30,11 +27,7 @@ def execute(
     seed: int,
 ) -> int:
     """Reports each sample's interval on stderr, then prints the attacks' table; returns the exit code."""
-    if limit < 1:
-        raise UserError(f"--limit must be at least 1, not {limit}")
-    dataset = load_data(data, root, download)
-    batch = readable(dataset, limit, strict=False)
-    classifier = open_classifier(model, batch, dataset, root, download).to(pick_device(device))
+    classifier, batch = opened(model, data, limit, root, download, device)
 
     def progress(place: int, row: pd.Series) -> None:
         state = "closed" if row["closed"] else "open"

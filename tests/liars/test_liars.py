@@ -114,3 +114,9 @@ def test_the_verdict_says_what_was_measured() -> None:
     assert f"n = {len(batch)}" in result.verdict()
     assert "<table" in result._repr_html_()
     assert isinstance(result.broken, np.ndarray)
+
+
+def test_an_audit_leaves_the_callers_model_as_it_was() -> None:
+    batch, model = panel(4), classifier(LIARS["random logits"](), "random")
+    assert "random" in audit(model, batch.x, batch.y, eps=0.05).flags
+    assert not model.stochastic
