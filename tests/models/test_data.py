@@ -12,6 +12,7 @@ import torch
 from defenses.zoo import training_data
 from models.data import DATA, Dataset, load_data, without
 from models.errors import UserError
+from models.families import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_unknown_data_suggests() -> None:
 
 
 def test_training_shares_no_image_with_the_embedded_ones(embedded: Dataset, root: Path) -> None:
-    training = training_data(root)
+    training = training_data(FAMILIES["mnist"], root)
     assert len(training) == 55_000
     judged = {row.numpy().tobytes() for row in embedded.pixels}
     assert not any(row.numpy().tobytes() in judged for row in training.pixels)
