@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from defenses.base import Defense
 from models.architecture import Architecture
@@ -21,46 +23,39 @@ from models.recipe import Recipe
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """Progress of a run: `step` of `steps` in all, in `epoch` of `epochs`, with the last loss."""
+    """Progress of a run: `step` of `steps` in all, in `epoch` of `epochs`, with the last loss.
+
+    `seconds` have been spent on training so far, those before an interruption included.
+    """
 
     epoch: int
     epochs: int
     step: int
     steps: int
     loss: float
+    seconds: float = 0.0
 
 
-def _restore(
-    place: Path, network: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
-) -> int:
-    """Loads an interrupted run's state; returns the epochs already done."""
+def _restore(place: Path, parts: dict[str, Any], identity: dict[str, Any]) -> tuple[int, float]:
+    """Loads an interrupted run's state into its `parts`; returns the epochs done and the seconds spent."""
     if not place.exists():
-        return 0
+        return 0, 0.0
     try:
         state = torch.load(place, weights_only=True, map_location="cpu")
     except Exception:
         raise UserError(f"training checkpoint {place} is damaged: delete it to start again") from None
     if state["identity"] != identity:
-        return 0
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["epoch"])
+        return 0, 0.0
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return int(state["epoch"]), float(state.get("seconds", 0.0))
 
 
-def _store(
-    place: Path, network: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, identity: dict[str, Any]
-) -> None:
+def _store(place: Path, parts: dict[str, Any], identity: dict[str, Any], epoch: int, seconds: float) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.with_suffix(".partial")
-    torch.save(
-        {
-            "identity": identity,
-            "epoch": epoch,
-            "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        },
-        partial,
-    )
+    states = {name: part.state_dict() for name, part in parts.items()}
+    torch.save({"identity": identity, "epoch": epoch, "seconds": seconds, **states}, partial)
     partial.replace(place)
 
 
@@ -83,13 +78,14 @@ def train(
     optimizer = torch.optim.Adam(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    identity = {
-        "defense": defense.parameters(),
-        "recipe": recipe.model_dump(),
-        "seed": seed,
-        "data": dataset.sha256,
-    }
-    done = _restore(resume, network, optimizer, identity) if resume else 0
+    described = {"defense": defense.parameters(), "recipe": recipe.model_dump()}
+    identity = {**described, "seed": seed, "data": dataset.sha256}
+    parts: dict[str, Any] = {"network": network, "optimizer": optimizer}
+    if recipe.average:
+        mean = get_ema_multi_avg_fn(recipe.average)
+        parts["average"] = AveragedModel(network, multi_avg_fn=mean, use_buffers=True)
+    done, spent = _restore(resume, parts, identity) if resume else (0, 0.0)
+    begun = time.perf_counter() - spent
     per_epoch = -(-len(dataset) // recipe.batch_size)
     randomness = Randomness(seed)
     for epoch in range(done, recipe.epochs):
@@ -102,14 +98,30 @@ def train(
                 group["lr"] = recipe.rate(progress)
             batch = dataset.batch(index).to(device)
             loss = defense.loss(network, batch, progress, here)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            defense.after_step(network)
-            yield TrainingStep(epoch, recipe.epochs, step + 1, recipe.epochs * per_epoch, loss.item())
+            _descend(loss, defense, **parts)
+            spent = time.perf_counter() - begun
+            yield TrainingStep(epoch, recipe.epochs, step + 1, recipe.epochs * per_epoch, loss.item(), spent)
         if resume:
-            _store(resume, network, optimizer, epoch + 1, identity)
+            _store(resume, parts, identity, epoch + 1, spent)
+    if recipe.average:
+        network.load_state_dict(parts["average"].module.state_dict())
     network.eval()
+
+
+def _descend(
+    loss: Tensor,
+    defense: Defense,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None = None,
+) -> None:
+    """One step down `loss`, and what follows every step."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    defense.after_step(network)
+    if average is not None:
+        average.update_parameters(network)
 
 
 def channels_last(network: nn.Module) -> nn.Module:

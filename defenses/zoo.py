@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -134,7 +135,10 @@ def make(
     check_training(data, architecture)
     network = new_network(architecture, seed)
     resume = folder / ".training" / f"{name}.checkpoint"
-    yield from train(network, defense, recipe, data, seed=seed, device=device, resume=resume)
+    seconds = None
+    for step in train(network, defense, recipe, data, seed=seed, device=device, resume=resume):
+        seconds = step.seconds
+        yield step
     accuracies = {f"{family.test.replace('-', '_')}_test_{len(test)}": accuracy(network, test, device)}
     if family.excluded:
         accuracies[family.excluded] = accuracy(network, load_data(family.excluded), device)
@@ -151,9 +155,18 @@ def make(
         "accuracies": accuracies,
         "version": suite_version(),
         "torch": torch.__version__,
+        "seconds": seconds and round(seconds, 1),
+        "machine": machine(device),
     }
     save_weights(str(name), network.state_dict(), card, folder)
     resume.unlink(missing_ok=True)
+
+
+def machine(device: str) -> str:
+    """What trains on `device`, in words: the accelerator's name, or how many threads of which processor."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads of {platform.machine()}"
 
 
 def check_training(data: Dataset, architecture: Architecture) -> None:

@@ -18,7 +18,10 @@ SHIPPED = Path(__file__).parent / "weights"
 
 
 class ModelCard(BaseModel):
-    """Where weights come from: recipe, seed, data, excluded images, measured accuracies, content hash."""
+    """Where weights come from: recipe, seed, data, excluded images, measured accuracies, cost, content hash.
+
+    seconds of training on `machine`; None for weights that are older than the measurement.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -34,6 +37,8 @@ class ModelCard(BaseModel):
     accuracies: dict[str, float]
     version: str
     torch: str
+    seconds: float | None = None
+    machine: str | None = None
     weights_sha256: str
 
 

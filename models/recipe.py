@@ -8,9 +8,11 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Recipe(BaseModel):
-    """Adam with a linear warm-up and a cosine decay to zero.
+    """Adam with a linear warm-up and a decay, by a cosine to zero or by a fifth at each of the `drops`.
 
-    learning_rate is the peak; warmup is the fraction of training spent on the rise.
+    learning_rate is the peak; warmup is the fraction of training spent on the rise, drops are such
+    fractions too. Where `average` is above 0 the weights that are kept are a running mean of the
+    trained ones, w <- average w + (1 - average) w_t after every step t.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -20,10 +22,14 @@ class Recipe(BaseModel):
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     warmup: float = 0.02
+    drops: tuple[float, ...] = ()
+    average: float = 0.0
 
     def rate(self, progress: float) -> float:
         """The learning rate at `progress` in [0, 1]."""
         if progress < self.warmup:
             return self.learning_rate * progress / self.warmup
+        if self.drops:
+            return self.learning_rate * 0.2 ** sum(progress >= drop for drop in self.drops)
         decay = (progress - self.warmup) / (1 - self.warmup)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * decay))

@@ -35,5 +35,7 @@ def execute(
     assert card is not None
     for data, value in card.accuracies.items():
         console.print(f"{data}: {100 * value:.2f} %", highlight=False)
+    if card.seconds is not None:
+        console.print(f"trained in {card.seconds:.0f} s on {card.machine}", highlight=False)
     console.print(str(places(str(name), folder)[0]), highlight=False, soft_wrap=True)
     return 0

@@ -165,6 +165,36 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert recipe.rate(1.0) == pytest.approx(0, abs=1e-12)
 
 
+def test_the_learning_rate_drops_to_a_fifth() -> None:
+    recipe = Recipe(learning_rate=0.5, warmup=0.2, drops=(0.6, 0.8))
+    rates = [recipe.rate(progress) for progress in (0.1, 0.2, 0.59, 0.6, 0.8, 1.0)]
+    assert rates == pytest.approx([0.25, 0.5, 0.5, 0.1, 0.02, 0.02])
+
+
+def test_the_weights_kept_are_the_running_mean_of_the_trained_ones(tmp_path: Path) -> None:
+    """Replayed from the weights seen after every step; and the mean survives an interruption."""
+    net, recipe = network(), RECIPE.model_copy(update={"average": 0.75})
+    mean: list[Tensor] = []
+    for _ in train(net, NoDefense(), recipe, toy(), seed=0):
+        now = [parameter.detach().clone() for parameter in net.parameters()]
+        mean = [0.75 * old + 0.25 * new for old, new in zip(mean, now, strict=True)] if mean else now
+    for kept, expected in zip(net.parameters(), mean, strict=True):
+        torch.testing.assert_close(kept, expected)
+    resumed, place = network(), tmp_path / "toy.checkpoint"
+    list(islice(train(network(), NoDefense(), recipe, toy(), seed=0, resume=place), 10))
+    list(train(resumed, NoDefense(), recipe, toy(), seed=0, resume=place))
+    assert same(net, resumed)
+
+
+def test_seconds_count_what_was_spent_before_an_interruption(tmp_path: Path) -> None:
+    place = tmp_path / "toy.checkpoint"
+    list(islice(train(network(), NoDefense(), RECIPE, toy(), seed=0, resume=place), 10))
+    state = torch.load(place, weights_only=True)
+    torch.save(state | {"seconds": 1000.0}, place)
+    last = list(train(network(), NoDefense(), RECIPE, toy(), seed=0, resume=place))[-1]
+    assert 1000 < last.seconds < 1100
+
+
 def batch(n: int = 12, dtype: torch.dtype = torch.float32) -> Batch:
     some = toy().batch(torch.arange(n))
     return Batch(some.x.to(dtype), some.y, some.index)

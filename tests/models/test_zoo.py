@@ -21,6 +21,7 @@ from models.data import load_data
 from models.errors import UserError
 from models.families import FAMILIES
 from models.naming import read_terms
+from models.recipe import Recipe
 
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.safetensors") if path.with_suffix(".json").exists())
 CLEAN = {"lenet": 0.990, "fc500-150-10": 0.980, "conv-small": 0.987, "lenet+adversarial-pgd": 0.98}
@@ -65,7 +66,7 @@ def test_a_cards_recipe_is_that_of_the_project(name: str) -> None:
     """What `bench train` would do today is what made the shipped weights."""
     card = card_of(name)
     architecture, defense = ModelName.parse(name).parts()
-    assert card.recipe == defense.recipe(architecture).model_dump()
+    assert Recipe.model_validate(card.recipe) == defense.recipe(architecture)
     assert card.defense == {"name": defense.name, **defense.parameters()}
 
 
