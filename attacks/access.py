@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from attacks.losses import margin_loss
 from attacks.smoothed import Reach, Smoothed
+from attacks.withheld import opened
 from models.base import Classifier
 from models.errors import NotApplicable
 
@@ -124,6 +125,8 @@ class Access:
 class GradientAccess(Access):
     """White box: logits and gradients of the network (of its surrogate, where it declares one)."""
 
+    _switched, _closed = False, False
+
     def logits(self, x: Tensor, rows: Tensor | None) -> Tensor:
         """Logits (k, classes) of x (k, ...), without gradients."""
         self._book(x, rows)
@@ -176,11 +179,11 @@ class GradientAccess(Access):
     ) -> tuple[Tensor, Tensor]:
         """The network's own logits (k, classes), and gradients with derivatives averaged over windows (as x).
 
-        Window sizes are `width` times the `reaches`. Zero where the network hands out none, or NaN. Where a
-        surrogate gives the gradient, the logits cost another forward pass.
+        Window sizes are `width` times the `reaches`. Gradients that the network withholds are passed straight
+        through (attacks.withheld); zero where there still is none, or NaN. Where a surrogate gives the
+        gradient, the logits cost another forward pass.
         """
-        with Smoothed(reaches, width):
-            logits, gradient = self._differentiate(x, rows, values)
+        logits, gradient = self._differentiate(x, rows, values, lambda: Smoothed(reaches, width))
         return (logits if self._model.surrogate is None else self.logits(x, rows)), gradient
 
     def blind(self, x: Tensor, rows: Tensor | None, values: Callable[[Tensor], Tensor]) -> Tensor:
@@ -189,29 +192,55 @@ class GradientAccess(Access):
         return (gradient == 0).flatten(1).all(1)
 
     def _differentiate(
-        self, x: Tensor, rows: Tensor | None, values: Callable[[Tensor], Tensor]
+        self,
+        x: Tensor,
+        rows: Tensor | None,
+        values: Callable[[Tensor], Tensor],
+        smoothed: Callable[[], Smoothed] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        logits, gradient = self._once(x, rows, values)
+        logits, gradient = self._once(x, rows, values, smoothed)
         finite = torch.isfinite(gradient)
         if not bool(finite.all()):
             # A square root at 0, a norm of nothing: a hair further inside the box there often is a number.
             box = self._model.box
-            _, beside = self._once(x + NUDGE * ((box.lower + box.upper) / 2 - x), rows, values)
+            _, beside = self._once(x + NUDGE * ((box.lower + box.upper) / 2 - x), rows, values, smoothed)
             gradient = torch.where(finite, gradient, beside).nan_to_num(0.0, 0.0, 0.0)
         self._note(logits, rows)
         self._weigh(gradient, rows)
         return logits, gradient
 
     def _once(
-        self, x: Tensor, rows: Tensor | None, values: Callable[[Tensor], Tensor]
+        self,
+        x: Tensor,
+        rows: Tensor | None,
+        values: Callable[[Tensor], Tensor],
+        smoothed: Callable[[], Smoothed] | None,
     ) -> tuple[Tensor, Tensor]:
         self._book(x, rows, backward=1)
-        x, gradient = x.detach().requires_grad_(True), None
-        with torch.enable_grad():
-            logits = self._model.differentiable_logits(x)
-            if logits.requires_grad:
+        x = x.detach().requires_grad_(True)
+        if smoothed is None:
+            with torch.enable_grad():
+                logits = self._model.differentiable_logits(x)
+        else:
+            logits = self._opened(x, smoothed)
+        gradient = None
+        if logits.requires_grad:
+            with torch.enable_grad():
                 (gradient,) = torch.autograd.grad(values(logits).sum(), x, allow_unused=True)
+        if gradient is None and smoothed is not None and not (self._switched or self._closed):
+            self._switched = True
+            return self._once(x, rows, values, smoothed)
         return logits.detach(), torch.zeros_like(x) if gradient is None else gradient
+
+    def _opened(self, x: Tensor, smoothed: Callable[[], Smoothed]) -> Tensor:
+        """The logits of x with smoothed derivatives, and with those that the network withholds."""
+        call = self._model.differentiable_logits
+        logits = None if self._closed else opened(call, x, smoothed, self._switched)
+        self._closed = logits is None
+        if logits is None:
+            with torch.enable_grad(), smoothed():
+                logits = call(x)
+        return logits
 
     def _with_gradient(self, logits: Tensor) -> Tensor:
         """The logits; raises NotApplicable where they have none to give."""

@@ -12,7 +12,7 @@ The functions of torch are replaced where they are called, so that any network w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -72,21 +72,60 @@ class _Sloped(torch.autograd.Function):
         return grads[0] * ctx.saved_tensors[0], None, None
 
 
+SLOPED: type = _Sloped._backward_cls
+
+
 class _Intercepted(TorchFunctionMode):
-    """Hands every call of an activation or step function on a floating tensor to `call`."""
+    """Hands every call of an activation, a step or a custom function on a floating tensor to `call`.
+
+    Custom functions of autograd are those that map a batch to one of the same shape.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._inside = False
+
+    def __enter__(self) -> Self:
+        self._plain = vars(torch.autograd.Function)["apply"]
+        torch.autograd.Function.apply = classmethod(self._applied)  # type: ignore[assignment]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *reason: Any) -> None:
+        torch.autograd.Function.apply = self._plain  # type: ignore[method-assign]
+        super().__exit__(*reason)
 
     def __torch_function__(
         self, func: Function, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        watched = func in ACTIVATIONS or func in STEPS
+        watched = not self._inside and (func in ACTIVATIONS or func in STEPS)
         if not watched or not args or not args[0].is_floating_point():
             return func(*args, **kwargs)
         rest = {name: value for name, value in kwargs.items() if name != "inplace"}
         return self.call(func, lambda x: func(x, *args[1:], **rest), args[0])
 
+    def _applied(self, cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        """A custom function, which `call` sees only where its own derivative is zero throughout."""
+        plain, outer = self._plain.__get__(None, cls), self._inside
+        x = args[0] if args else None
+        if outer or cls is _Sloped or not isinstance(x, Tensor) or x.dim() < 2 or not x.is_floating_point():
+            return plain(*args, **kwargs)
+        self._inside = True
+        try:
+            out = plain(*args, **kwargs)
+            if not isinstance(out, Tensor) or out.shape != x.shape:
+                return out
+            return self.custom(out, lambda z: plain(z, *args[1:], **kwargs), x)
+        finally:
+            self._inside = outer
+
     def call(self, func: Function, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """The result of `apply`, which is `func` with its other arguments, at x."""
+        raise NotImplementedError
+
+    def custom(self, out: Tensor, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The result `out` of a custom function `apply` at x."""
         raise NotImplementedError
 
 
@@ -111,6 +150,9 @@ class Reach(_Intercepted):
         self.reaches.append(SPREAD * variance.sqrt())
         return apply(x)
 
+    def custom(self, out: Tensor, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return self.call(torch.round, lambda _: out, x)
+
 
 class Smoothed(_Intercepted):
     """Averages derivatives over windows of `width` times the `reaches`; a width of 0 leaves them as they are.
@@ -126,7 +168,15 @@ class Smoothed(_Intercepted):
         self.calls = 0
 
     def call(self, func: Function, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        step = func in STEPS
+        return self._averaged(func in STEPS, apply, x)
+
+    def custom(self, out: Tensor, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if _is_flat(apply, x):
+            return self._averaged(True, apply, x)
+        self.calls += 1
+        return out
+
+    def _averaged(self, step: bool, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         place, self.calls = self.calls, self.calls + 1
         width = max(self.width, NARROWEST) if step else self.width
         reach = self.reaches[place] if self.reaches and place < len(self.reaches) else None
@@ -144,3 +194,14 @@ class Smoothed(_Intercepted):
 def _sloped(x: Tensor, out: Tensor, slope: Tensor) -> Tensor:
     sloped: Tensor = _Sloped.apply(x, out.detach(), slope)
     return sloped
+
+
+def _is_flat(apply: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether `apply` answers zero to every gradient at x."""
+    with torch.enable_grad():
+        z = x.detach().requires_grad_(True)
+        out = apply(z)
+        if not out.requires_grad:
+            return True
+        (gradient,) = torch.autograd.grad(out.sum(), z, allow_unused=True)
+    return gradient is None or not bool(gradient.any())

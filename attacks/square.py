@@ -152,10 +152,11 @@ def search(
     queries: int,
     first: float,
     start: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Random search of at most `queries` queries a sample from stripes, or from `start` (k, ...).
 
-    Returns the misclassified point, or else the one of smallest margin (k, ...), and which it is (k,).
+    Returns the misclassified point, or else the one of smallest margin (k, ...), which it is (k,), and the
+    margin there (k,).
     """
 
     def around(some: Tensor) -> Proposals:
@@ -166,7 +167,8 @@ def search(
     logits = model.logits(best, rows)
     broken = clearly_wrong(logits, batch.y[rows])
     live = (~broken).nonzero()[:, 0]
-    z, loss, y = best[live], margin_loss(logits, batch.y[rows])[live], batch.y[rows[live]]
+    low = margin_loss(logits, batch.y[rows])
+    z, loss, y = best[live], low[live], batch.y[rows[live]]
     proposals = around(rows[live])
     for query in range(1, queries):
         if not len(live):
@@ -177,11 +179,11 @@ def search(
         better = (value > loss) | wrong
         z, loss = torch.where(per_sample(better, z), tried, z), torch.maximum(value, loss)
         if bool(wrong.any()):
-            best[live[wrong]], broken[live] = z[wrong], wrong
+            best[live[wrong]], low[live[wrong]], broken[live] = z[wrong], loss[wrong], wrong
             live, z, loss, y = live[~wrong], z[~wrong], loss[~wrong], y[~wrong]
             proposals = around(rows[live])
-    best[live] = z
-    return best, broken
+    best[live], low[live] = z, loss
+    return best, broken, -low
 
 
 @register_attack("square")
@@ -213,5 +215,5 @@ class Square(Attack):
         self, model: ScoreAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None
     ) -> Tensor:
         rows = torch.arange(len(batch), device=batch.x.device)
-        point, _ = search(model, batch, rows, threat, randomness, queries=self.queries, first=self.area)
+        point, _, _ = search(model, batch, rows, threat, randomness, queries=self.queries, first=self.area)
         return point

@@ -24,9 +24,12 @@ MOST = 9
 DRAWS = 8
 NEAR = 0.2
 NEAREST = 0.03
-QUERIES = 1000
-QUERIES_IN_THE_DARK = 5000
-FLIPS = 400
+REACH = 1.0
+# Rounds of random search: queries, and the share of the image that the first square covers.
+FLIPS = ((400, 0.02),)
+SQUARES = ((1000, 0.8),)
+IN_THE_DARK = ((1000, 0.8), (1500, 0.2), (2500, 0.05))
+PACED = ((50, 0.1), (150, 0.1), (300, 0.1), (500, 0.1), (1000, 0.1))
 ENTRIES = 2**18
 FEWEST = 8
 
@@ -72,8 +75,10 @@ class Strongest(Attack):
     and whichever leads. "restart": 20 steps from a random point where random noise alone did as well as all
     that. "blocks": linf, for margins that have all but gone (`attacks.polish`). "flips": where the true
     gradient is zero, random search by small squares from the best point of a near sample. "square": random
-    search by large squares where random noise is still no worse, 1000 queries, or 5000 where no gradient of
-    any kind is left. l1 has no random search.
+    search by large squares where random noise is still no worse, 1000 queries, or up to 5000 where no
+    gradient of any kind is left. "pace": random search from the best point of whatever has lost half of its
+    margin, for as long as its pace would break the sample within 2000 queries: honest gradients leave next
+    to nothing to it, and it ends after 50. l1 has no random search.
     A surrogate that the model declares is followed (BPDA); a random model's gradients are averaged (EOT).
     Raises what `Attack.run` raises.
     Source: this project (windows that close); the ladder after Croce, Hein 2020, 2003.01690, section 6.
@@ -141,24 +146,44 @@ class Strongest(Attack):
         masked = masked[ground.blind[masked]]
         lost = ground.distrusted(search)
         dark = self._dark(search, lost) if len(lost) else lost.bool()
-        for rows, start, queries, area, stage in (
-            (masked, search.point[masked], FLIPS, 0.02, "flips"),
-            (lost[~dark], None, QUERIES, 0.8, "square"),
-            (lost[dark], None, QUERIES_IN_THE_DARK, 0.8, "square"),
+        for rows, rounds, stage, fresh in (
+            (masked, FLIPS, "flips", False),
+            (lost[~dark], SQUARES, "square", True),
+            (lost[dark], IN_THE_DARK, "square", True),
         ):
-            if len(rows):
-                point, broken = random_search(
-                    search.model,
-                    search.batch,
-                    rows,
-                    search.threat,
-                    randomness.child(stage),
-                    queries=queries,
-                    first=area,
-                    start=start,
-                )
-                rows, nothing = rows[broken], torch.full_like(search.margin[rows[broken]], -torch.inf)
-                search.offer(rows, point[broken], nothing, broken[broken], stage)
+            _draw(search, rows, rounds, stage, randomness.child(stage), fresh)
+        _draw(search, ground.within(search, REACH), PACED, "pace", randomness.child("pace"))
+
+
+def _draw(
+    search: Search,
+    rows: Tensor,
+    rounds: tuple[tuple[int, float], ...],
+    stage: str,
+    randomness: Randomness,
+    fresh: bool = False,
+) -> None:
+    """Books what random search finds for `rows` (k,) from their best points, or from stripes if `fresh`.
+
+    After a round go on those samples that the rest of the queries would break at the pace of that round.
+    """
+    for number, (queries, area) in enumerate(rounds):
+        if not len(rows):
+            return
+        before, left = search.margin[rows], sum(later for later, _ in rounds[number + 1 :]) / queries
+        point, broken, margins = random_search(
+            search.model,
+            search.batch,
+            rows,
+            search.threat,
+            randomness.child("round", number),
+            queries=queries,
+            first=area,
+            start=None if fresh and not number else search.point[rows],
+        )
+        search.offer(rows, point, margins, broken, stage)
+        gained = before - search.margin[rows]
+        rows = rows[~search.broken[rows] & (left * gained >= search.margin[rows])]
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,7 @@ class _Auditor:
         view, y = ScoreAccess(self.model, len(self.batch)), self.batch.y[rows]
         stream = self.randomness.child("search", queries)
         with frozen(self.model), torch.no_grad():
-            moved, broken = random_search(
+            moved, broken, _ = random_search(
                 view, self.batch, rows, self.threat, stream, queries=queries, first=0.2, start=start
             )
             margins = [margin(self.model.logits(x), y) for x in (self.batch.x[rows], start, moved)]

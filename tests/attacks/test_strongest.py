@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -110,19 +111,66 @@ def test_scale_of_the_inputs_changes_nothing_but_the_unit():
         assert int((plain != other).sum()) <= 1
 
 
-@pytest.mark.parametrize("mask", ["rounded inputs", "rounded hidden layer", "zero gradient", "no gradient"])
+class Coarse(torch.autograd.Function):
+    """Rounds to quarters and says that its derivative is zero."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.round(x * 4) / 4
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.zeros_like(gradient)
+
+
+class Coarsened(nn.Module):
+    """Calls the custom function by its class, as most code does."""
+
+    def forward(self, x):
+        return Coarse.apply(x)
+
+
+def unwatched(x):
+    with torch.no_grad():
+        return x * 1.0
+
+
+def through_numpy(x):
+    return torch.from_numpy(np.round(x.detach().numpy() * 8) / 8)
+
+
+def purified(x):
+    """A step of descent inside the forward pass, on a leaf of its own."""
+    with torch.enable_grad():
+        z = x.detach().clone().requires_grad_(True)
+        (z - 0.5).square().sum().backward()
+    return (z - 0.01 * z.grad).detach()
+
+
+MASKS = {
+    "rounded inputs": lambda x: torch.round(x * 8) / 8,
+    "zero gradient": ZeroGradient.apply,
+    "detached": lambda x: (x * 8).round().detach() / 8,
+    "data": lambda x: x.data,
+    "gradients off": unwatched,
+    "numpy": through_numpy,
+    "purified": purified,
+}
+# What hands out no gradient even to an attack that reads the code: random search alone is left.
+DARK = {"numpy", "purified"}
+
+
+@pytest.mark.parametrize("mask", [*MASKS, "rounded hidden layer", "custom hidden layer"])
 def test_masks_are_seen_through(mask):
     """PGD finds next to nothing on these; what can be found is what it finds without the mask."""
     model = mlp(classes=4, inputs=48, hidden=32)
     first, second, third, last = model.network
-    network = {
-        "rounded inputs": Wrapped(model.network, before=lambda x: torch.round(x * 8) / 8),
-        "rounded hidden layer": nn.Sequential(
-            first, second, third, Wrapped(last, before=lambda x: torch.round(x * 4) / 4)
-        ),
-        "zero gradient": Wrapped(model.network, before=ZeroGradient.apply),
-        "no gradient": Wrapped(model.network, before=lambda x: (x * 8).round().detach() / 8),
-    }[mask]
+    if mask in MASKS:
+        network = Wrapped(model.network, before=MASKS[mask])
+    elif mask == "rounded hidden layer":
+        network = nn.Sequential(first, second, third, Wrapped(last, before=lambda x: torch.round(x * 4) / 4))
+    else:
+        network = nn.Sequential(first, second, third, Coarsened(), last)
     masked = Classifier(network, num_classes=4, name=mask)
     batch, threat = labelled(masked, images(40, (1, 6, 8))), ThreatModel("linf", 0.2)
     bare = PGD(loss="margin").run(model, batch, threat, Randomness(0)).success & (
@@ -131,9 +179,42 @@ def test_masks_are_seen_through(mask):
     result = attacked(masked, batch, threat)
     assert int(result.success.sum()) >= 0.9 * int(bare.sum())
     assert int(bare.sum()) > 20
-    if "gradient" in mask:
-        assert not {"gradient", "smoothed", "near"} & set(result.wins)
-        assert "square" in result.wins
+    gradients = {"gradient", "smoothed", "near"} & set(result.wins)
+    assert bool(gradients) == (mask not in DARK)
+    assert ("square" in result.wins) == (mask in DARK)
+
+
+def test_what_withholds_gradients_changes_no_value_and_leaves_no_trace():
+    """The logits under attack are the network's own, and torch is as it was afterwards."""
+    model, apply = mlp(classes=4, inputs=48, hidden=32), vars(torch.autograd.Function)["apply"]
+    for before in MASKS.values():
+        masked = Classifier(Wrapped(model.network, before=before), num_classes=4)
+        view, x = GradientAccess(masked, 3), images(3, (1, 6, 8))
+        logits, _ = view.smoothed_gradient(x, torch.arange(3), lambda z: z[:, 0], [torch.ones(3, 32)], 1.0)
+        torch.testing.assert_close(logits, masked.logits(x))
+        assert vars(torch.autograd.Function)["apply"] is apply
+        assert not x.requires_grad
+
+
+def test_an_honest_custom_function_keeps_its_own_derivative():
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 2 * gradient
+
+    class Rows(nn.Module):
+        def forward(self, x):
+            return Doubled.apply(x)
+
+    x = torch.rand(3, 4)
+    for width in (1.0, 0.0):
+        view = GradientAccess(Classifier(Rows(), num_classes=4), 3)
+        _, gradient = view.smoothed_gradient(x, torch.arange(3), lambda z: z[:, 0], [torch.ones(3, 4)], width)
+        torch.testing.assert_close(gradient, torch.tensor([2.0, 0, 0, 0]).expand(3, 4))
 
 
 def test_a_declared_surrogate_gives_the_gradient_and_the_network_the_verdict():
