@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from attacks.losses import cross_entropy
 from attacks.steps import ascend
-from defenses.base import Defense, register_defense
+from defenses.base import Defense, check_radius, check_share, register_defense
 from models.architecture import Architecture
 from models.base import Batch, frozen
 from models.randomness import Randomness
@@ -31,6 +31,10 @@ class AdversarialFGSM(Defense):
 
     eps: float = 0.3
     alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_radius(self.name, self.eps)
+        check_share(self.name, alpha=self.alpha)
 
     def loss(self, network: nn.Module, batch: Batch, progress: float, randomness: Randomness) -> Tensor:
         threat = ThreatModel("linf", self.eps)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from attacks.losses import cross_entropy
 from attacks.steps import ascend
-from defenses.base import Defense, register_defense
+from defenses.base import Defense, check_radius, check_share, register_defense
 from models.architecture import Architecture
 from models.base import Batch, frozen
 from models.randomness import Randomness
@@ -34,6 +34,10 @@ class AdversarialPGD(Defense):
     steps: int = 8
     step_size: float = 0.08
     ramp: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_radius(self.name, self.eps)
+        check_share(self.name, ramp=self.ramp)
 
     def loss(self, network: nn.Module, batch: Batch, progress: float, randomness: Randomness) -> Tensor:
         scale = min(1.0, progress / self.ramp) if self.ramp else 1.0

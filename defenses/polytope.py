@@ -10,7 +10,7 @@ from torch.nn import functional
 from certify.backward import margins, relax
 from certify.graph import trace
 from certify.ibp import interval_margins
-from defenses.base import Defense, register_defense
+from defenses.base import Defense, check_radius, check_share, register_defense
 from models.architecture import Architecture
 from models.base import Batch
 from models.randomness import Randomness
@@ -37,6 +37,10 @@ class PolytopeTraining(Defense):
     clean_weight: float = 0.3
     warm: float = 0.875
     ramp: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_radius(self.name, self.eps * self.overshoot)
+        check_share(self.name, clean_weight=self.clean_weight, warm=self.warm, ramp=self.ramp)
 
     def loss(self, network: nn.Module, batch: Batch, progress: float, randomness: Randomness) -> Tensor:
         clean = functional.cross_entropy(network(batch.x), batch.y)

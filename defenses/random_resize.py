@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -11,20 +12,34 @@ from torch.nn import functional
 from defenses.inputs import InputDefense, register_input_defense
 from models.architecture import Architecture
 from models.errors import UserError
+from models.randomness import Randomness
+from models.smoothed import content_index
+
+# Images whose looks are remembered: more than an attack asks about between two looks at the same one.
+REMEMBERED = 1 << 20
 
 
 class Resized(nn.Module):
     """Shrinks each image to round(u h) x round(u w), u uniform in [smallest, 1], at a random place in zeros.
 
-    Bilinear. Draws from torch's own generator in every pass, one size and place a sample.
+    Bilinear. The size and place of the k-th look at an image are drawn from its content and k: another look
+    is another draw, and neither the batch nor what else was asked matters. Points that differ in their last
+    bits are different images. `eval()` forgets all looks, so that each judge begins anew.
     """
 
     def __init__(self, smallest: float) -> None:
         super().__init__()
         self.smallest = smallest
+        self._looks: dict[int, int] = {}
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode, and forgets all looks."""
+        self._looks.clear()
+        return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        share, down, across = torch.rand(3, len(x), device=x.device).unbind()
+        draws = Randomness(0).child("resize").uniform(self._looked(x), (3,))
+        share, down, across = draws.unbind(1)
         share = self.smallest + (1 - self.smallest) * share
         rows, inside_rows = _sources(x.shape[2], share, down)
         columns, inside_columns = _sources(x.shape[3], share, across)
@@ -33,6 +48,17 @@ class Resized(nn.Module):
             x, grid.to(x), mode="bilinear", padding_mode="border", align_corners=False
         )
         return shrunk * (inside_rows[:, None, :, None] & inside_columns[:, None, None, :])
+
+    def _looked(self, x: Tensor) -> Tensor:
+        """A number (n,) for this look at each image: of its content, and of how often it was seen."""
+        contents = content_index(x)
+        counts = []
+        for content in contents.tolist():
+            counts.append(self._looks.pop(content, 0))
+            self._looks[content] = counts[-1] + 1
+        while len(self._looks) > REMEMBERED:
+            del self._looks[next(iter(self._looks))]
+        return contents + (0x9E3779B97F4A7C15 >> 1) * torch.tensor(counts, device=x.device)
 
 
 def _sources(size: int, share: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attacks.steps import ascend
-from defenses.base import Defense, check_radius, register_defense
+from defenses.base import Defense, check_radius, check_share, register_defense
 from models.architecture import Architecture
 from models.base import Batch, frozen
 from models.errors import UserError
@@ -42,6 +42,7 @@ class Trades(Defense):
 
     def __post_init__(self) -> None:
         check_radius(self.name, self.eps)
+        check_share(self.name, ramp=self.ramp)
         if self.beta < 0:
             raise UserError(f"trades needs beta >= 0, not {self.beta:g}")
 

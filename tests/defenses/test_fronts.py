@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import pytest
 import pywt
 import torch
 from torch import Tensor, nn
 
+from attacks.pgd import PGD
 from bench.registered import catalog
 from certify.smoothing import Smoothing
 from defenses.inputs import INPUT_DEFENSES, defended
@@ -64,13 +66,15 @@ def test_two_passes_agree_unless_declared(name: str) -> None:
     assert torch.equal(model.logits(x), model.logits(x)) is not defense.stochastic
 
 
-@pytest.mark.parametrize("name", [name for name in FRONTS if not INPUT_DEFENSES[name].stochastic])
+@pytest.mark.parametrize("name", FRONTS)
 def test_a_sample_does_not_see_its_batch(name: str) -> None:
+    """Each judge begins with eval(), from which on a random front counts the looks at each image."""
     model, x = defended(linear(), INPUT_DEFENSES[name](), LENET, name), digits(9).x
-    alone = torch.cat([model.logits(one) for one in x.split(1)])
-    turned = model.logits(x.flip(0)).flip(0)
-    assert torch.allclose(model.logits(x), alone, atol=1e-4)
-    assert torch.allclose(turned, alone, atol=1e-4)
+    for _ in range(2):
+        alone = torch.cat([model.eval().logits(one) for one in x.split(1)])
+        assert torch.allclose(model.eval().logits(x), alone, atol=1e-4)
+        assert torch.allclose(model.eval().logits(x.flip(0)).flip(0), alone, atol=1e-4)
+        torch.rand(7)
 
 
 @pytest.mark.parametrize("name", FRONTS)
@@ -263,6 +267,49 @@ def test_random_resize_moves_a_block_of_ones() -> None:
     assert int(rows.min()) >= 14
     x = digits(4).x
     assert torch.allclose(RandomResize(smallest=1.0).front(LENET)(x), x, atol=1e-5)
+
+
+def test_the_looks_at_an_image_are_counted_apart_from_all_others() -> None:
+    """Alone, among others, and twice in one batch: the k-th look is the same, and no two looks are."""
+    front, x = RandomResize(smallest=0.5).front(LENET).eval(), digits(5).x
+    first = [front(x[:1]) for _ in range(4)]
+    assert all(not torch.equal(a, b) for a, b in combinations(first, 2))
+    front.eval()
+    front(x[1:])
+    mixed = [front(x)[:1], front(torch.cat([x[2:3], x[:1], x[:1], x[1:2]]))]
+    assert torch.equal(mixed[0], first[0])
+    assert torch.equal(mixed[1][1:3], torch.cat(first[1:3]))
+    front.eval()
+    assert torch.equal(front(x[:1]), first[0])
+
+
+def test_looks_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defenses.random_resize.REMEMBERED", 3)
+    front, x = RandomResize(smallest=0.5).front(LENET).eval(), digits(6).x
+    first = front(x[:1])
+    front(x[1:])
+    assert len(front._looks) == 3
+    assert torch.equal(front(x[:1]), first)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_attack_on_a_random_front_depends_on_the_seed_alone(norm: str) -> None:
+    model = defended(load(ModelName.parse("conv-small")), RandomResize(), LENET, "resized")
+    attack, threat, batch = (
+        PGD(steps=5, restarts=2),
+        ThreatModel(norm, {"linf": 0.1, "l2": 1.0}[norm]),
+        digits(12),
+    )
+    runs = []
+    for size in (12, 12, 5, 1):
+        torch.manual_seed(size)
+        runs.append(attack.run(model, batch, threat, Randomness(0), batch_size=size))
+    assert torch.equal(runs[0].x_adv, runs[1].x_adv)
+    assert torch.equal(runs[0].margin, runs[1].margin)
+    if norm == "linf":
+        # Sign steps land on the same bits in a batch of any size, but for a gradient near zero.
+        for run in runs[2:]:
+            assert float((run.x_adv == runs[0].x_adv).flatten(1).all(1).double().mean()) >= 0.75
 
 
 # --- smoothing

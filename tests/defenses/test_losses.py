@@ -10,15 +10,19 @@ from torch import nn
 from torch.nn import functional
 
 from defenses.adversarial_step_ll import AdversarialStepLL
-from defenses.base import Defense
+from defenses.base import DEFENSES, Defense
 from defenses.gaussian_noise import GaussianNoise
 from defenses.gradient_penalty import GradientPenalty
 from defenses.l1_sparse import L1Sparse, project_rows
 from defenses.mixup import Mixup
 from defenses.trades import Trades, divergence
 from models.base import Batch
+from models.discover import import_modules
 from models.errors import UserError
 from models.randomness import Randomness
+
+import_modules("defenses")
+WITH_EPS = [name for name in DEFENSES if "eps" in DEFENSES[name]().parameters()]
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -174,3 +178,15 @@ def test_l1_rows_bound_what_a_perturbation_does_to_the_logits() -> None:
 def test_impossible_parameters_are_refused_before_any_training(wrong) -> None:
     with pytest.raises(UserError):
         wrong()
+
+
+@pytest.mark.parametrize("name", WITH_EPS)
+def test_every_defence_with_a_radius_refuses_one_beyond_the_box(name: str) -> None:
+    for eps in (1.01, 8.0, -0.1, float("nan")):
+        with pytest.raises(UserError, match=f"{name} cannot train at radius"):
+            DEFENSES[name](eps=eps)
+    DEFENSES[name](eps=0.5)
+
+
+def test_those_with_a_radius_are_the_ones_that_attack_or_prove() -> None:
+    assert {"adversarial-fgsm", "adversarial-pgd", "interval", "polytope", "trades"} <= set(WITH_EPS)

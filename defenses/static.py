@@ -1,0 +1,59 @@
+"""Networks of the zoo that take part in training another one: trained before, and not changed any more."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from models.architecture import MODELS, Architecture
+from models.checkpoint import load_weights, read_card
+from models.errors import UserError
+from models.naming import read_terms
+from models.registry import suggest
+
+# Between names in a parameter: a comma ends the parameter, a plus belongs to a zoo name.
+MARK = "&"
+
+
+def read_names(text: str) -> tuple[str, ...]:
+    """The zoo names in "lenet & conv-small+interval(eps=0.3)"; a name given twice counts once."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(MARK) if part.strip()))
+
+
+def misfit(name: str, architecture: Architecture) -> str | None:
+    """Why the trained network `name` has nothing to say about `architecture`'s images, or None.
+
+    Raises UserError for a name that cannot be read, or an unknown network.
+    """
+    first = read_terms(name)[0].name
+    if first not in MODELS:
+        raise suggest("model", first, MODELS.names())
+    other = MODELS[first]
+    if (other.data, other.input_shape, other.num_classes) != (
+        architecture.data,
+        architecture.input_shape,
+        architecture.num_classes,
+    ):
+        return f"'{name}' judges {other.data}, {architecture.name} is for {architecture.data}"
+    return None
+
+
+def need_weights(asking: str, names: tuple[str, ...]) -> None:
+    """Raises UserError where a network that `asking` trains with has no weights yet."""
+    for name in names:
+        if read_card(name) is None:
+            raise UserError(
+                f"{asking} needs the trained network '{name}', which has no weights: "
+                f"make them first with: python -m bench train '{name}'"
+            )
+
+
+@lru_cache(maxsize=8)
+def static_network(name: str, device: torch.device) -> nn.Module:
+    """The trained network `name`, frozen on `device`; raises UserError where it has no weights."""
+    need_weights("training", (name,))
+    network = MODELS[read_terms(name)[0].name].build()
+    network.load_state_dict(load_weights(name))
+    return network.eval().requires_grad_(False).to(device)

@@ -1,0 +1,111 @@
+"""The command `train`: mistakes before any compute, a root of a few images, and a run that is killed."""
+
+from __future__ import annotations
+
+import re
+import struct
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.cli import main
+from models.checkpoint import places
+from tests.bench.commands import COMMAND, ROOT, environment
+
+MISTAKES = {
+    "a defence that cannot bound the network": ("lenet+polytope", "polytope cannot train lenet: max pooling"),
+    "a norm that is scaled again": ("resnet-small+spectral", "cannot train resnet-small: its batch norm"),
+    "no hidden layer": ("linear-3-7+noise-blind", "cannot train linear-3-7: it has no hidden features"),
+    "sources of other data": ("linear-3-7+ensemble-adversarial", "judges mnist, linear-3-7 is for mnist-3-7"),
+    "a ramp beyond the box": (
+        "conv-small+interval(eps=0.95)",
+        "cannot train at radius 1.0925: images lie in",
+    ),
+    "a dual beyond the box": ("conv-small+polytope(eps=0.9)", "cannot train at radius 1.08: images lie in"),
+    "examples beyond the box": ("conv-small+adversarial-pgd(eps=2)", "cannot train at radius 2: images lie"),
+    "steps beyond the box": ("conv-small+adversarial-fgsm(eps=77)", "cannot train at radius 77: images lie"),
+    "a negative radius": ("conv-small+trades(eps=-0.1)", "is a number from 0 up, not '-0.1'"),
+    "a share of more than all": ("conv-small+adversarial-pgd(ramp=3)", "needs ramp between 0 and 1, not 3"),
+    "one source": ("conv-small+ensemble-adversarial(sources=lenet)", "needs two trained networks or more"),
+    "a teacher nobody trained": (
+        "conv-small+distillation(teacher=lenet+temperature(temperature=7.5))",
+        "needs the trained network 'lenet+temperature(temperature=7.5)', which has no weights",
+    ),
+    "a generator nobody wrote": ("conv-small+vae-augmentation(generator=gan)", "unknown generator 'gan'"),
+    "what stands at the input": ("conv-small+jpeg", "jpeg is not trained: train conv-small"),
+    "two trainings": ("conv-small+mixup+trades", "the one defence that trains comes first"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line_before_anything_is_read(
+    case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("defenses.zoo.load_data", lambda *_: pytest.fail("data was read"))
+    name, message = MISTAKES[case]
+    assert main(["train", name, "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert error.startswith("error: ")
+    assert "\n" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def root_of(folder: Path, labels: list[int]) -> Path:
+    """A data root whose MNIST has one random image for each of `labels`, to train and to test on."""
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (len(labels), 28, 28), dtype=np.uint8)
+    for part in ("train", "t10k"):
+        head = struct.pack(">IIII", 0x803, len(labels), 28, 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
+        content = struct.pack(">II", 0x801, len(labels)) + bytes(labels)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(content)
+    return folder
+
+
+def test_a_training_set_without_a_class_is_refused_by_its_name(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = root_of(tmp_path / "root", [label for label in range(10) if label != 7] * 3)
+    monkeypatch.setattr("defenses.zoo.train", lambda *_, **__: pytest.fail("training began"))
+    line = ["train", "conv-small", "--data-root", str(root), "--out", str(tmp_path / "out")]
+    assert main(line) == 2
+    assert "mnist-train has no image of class 7: complete it before training" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_from_its_last_epoch(tmp_path: Path) -> None:
+    """The weights are those of a run that nobody stopped, byte for byte."""
+    root, name = root_of(tmp_path / "root", list(range(10)) * 60), "conv-small+l1-sparse(epochs=30)"
+
+    def line(out: str) -> list[str]:
+        return [*COMMAND, "train", name, "--data-root", str(root), "--out", str(tmp_path / out)]
+
+    options = {"cwd": ROOT, "env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    whole = subprocess.Popen(line("whole"), text=True, **options)
+    killed = subprocess.Popen(line("killed"), **options)
+    checkpoint = tmp_path / "killed" / ".training" / f"{name}.checkpoint"
+    while not checkpoint.exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate(timeout=60)
+    assert not places(name, tmp_path / "killed")[0].exists()
+    resumed = subprocess.run(line("killed"), text=True, timeout=300, check=True, **options)
+    assert first_epoch(resumed.stdout) > 1
+    shown, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, shown
+    assert first_epoch(shown) == 1
+    weights = [places(name, tmp_path / out)[0].read_bytes() for out in ("whole", "killed")]
+    assert weights[0] == weights[1]
+    assert not checkpoint.exists()
+
+
+def first_epoch(shown: str) -> int:
+    """The epoch that the run began with."""
+    return int(re.findall(r"epoch (\d+)/30", shown)[0])
