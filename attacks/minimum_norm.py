@@ -1,0 +1,143 @@
+"""The smallest perturbation by search on balls that shrink, where gradients look ahead."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from attacks.access import GradientAccess
+from attacks.base import Attack, register_attack
+from attacks.chains import Course, Search
+from attacks.fmn import FastMinimumNorm
+from attacks.losses import clearly_wrong
+from attacks.nearest import Best, closer
+from attacks.strongest import DRAWS, TARGETS, Ground
+from models.base import Batch
+from models.cost import Cost
+from models.errors import UserError
+from models.randomness import Randomness
+from models.threat import ThreatModel, vector_norm
+
+FROM_CLEAN = Course(steps=20, smooth=0.7)
+FROM_RANDOM = Course(steps=20, smooth=0.7, breadth=2.0)
+FROM_BEST = Course(steps=20, first=0.3)
+HALVINGS = 6
+FINER = 0.25
+SMALLEST = 1e-4
+SLACK = 1 + 1e-4
+
+
+@register_attack("minimum-norm")
+@dataclass(frozen=True, kw_only=True)
+class MinimumNorm(Attack):
+    """Finds nearer points than its peers by attacking ball after ball, each a little smaller than the last.
+
+    fmn's point is the first one known. Then a sample's ball is the largest of the radii
+    widest * ratio^k (k = 0, 1, ...) below the nearest point known: three chains towards the likeliest classes
+    start at x, with derivatives averaged over windows that close (`attacks.smoothed`), and one at the nearest
+    point, brought into the ball. A success is brought nearer by bisection and leads to the next ball; after a
+    failure the ball is tried once more from a random point, with wider windows, and after `patience` failures
+    the search ends. The radii are the same for all samples, which share the passes. One run gives every
+    sample's distance, and with them the accuracy at every eps; with an eps a sample leaves once it is within.
+    Raises UserError for a ratio outside (0, 1) or no patience.
+    Source: this project.
+    """
+
+    paper = "-"
+    norms = ("linf", "l2", "l1")
+    minimal = True
+    cost = Cost.EXPENSIVE
+
+    ratio: float = 0.95
+    patience: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1 or self.patience < 1:
+            raise UserError(f"minimum-norm needs 0 < ratio < 1 and patience >= 1, not {self.ratio:g}")
+
+    def propose(
+        self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None
+    ) -> Tensor:
+        best = self._first(model, batch, threat, randomness)
+        self._sweep(model, batch, threat, best, randomness, self.ratio, self.patience)
+        self._sweep(model, batch, threat, best, randomness, self.ratio**FINER, 0)
+        return threat.project(batch.x, best.point)
+
+    def _sweep(
+        self,
+        model: GradientAccess,
+        batch: Batch,
+        threat: ThreatModel,
+        best: Best,
+        randomness: Randomness,
+        ratio: float,
+        patience: int,
+    ) -> None:
+        """Follows every sample through the balls until `patience` searches of one fail, or one chain if 0."""
+        goal = 0.0 if threat.eps is None else threat.eps
+        failures = torch.zeros(len(batch), dtype=torch.int64, device=batch.x.device)
+        for radius in radii(batch.x, threat, ratio):
+            ball = replace(threat, eps=max(radius, goal))
+            for attempt in range(max(patience, 1)):
+                # Those whose nearest point lies outside this ball, and lay inside the one before.
+                outside = (best.distance > radius) & (best.distance * ratio <= radius * SLACK)
+                outside |= ~best.found
+                going = (outside & (best.distance > goal) & (failures == attempt)).nonzero()[:, 0]
+                if len(going):
+                    stream = randomness.child("ball", attempt)
+                    way = attempt if patience else -1
+                    broken = self._within_ball(model, batch, going, ball, best, stream, way)
+                    failures[going] = torch.where(broken, 0, attempt + 1)
+
+    def _first(
+        self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness
+    ) -> Best:
+        """The points that fmn finds."""
+        everyone = torch.arange(len(batch), device=batch.x.device)
+        best, part = Best.none(batch.x), model.part(GradientAccess, len(batch), batch.y)
+        anywhere = threat.at(None)
+        point = FastMinimumNorm().propose(part, batch, anywhere, randomness.child("first"), None)
+        wrong = clearly_wrong(part.logits(point, everyone), batch.y)
+        model.absorb(part, everyone)
+        best.offer(everyone, point, threat.distance(batch.x, point), wrong)
+        return best
+
+    def _within_ball(
+        self,
+        model: GradientAccess,
+        batch: Batch,
+        rows: Tensor,
+        ball: ThreatModel,
+        best: Best,
+        randomness: Randomness,
+        way: int,
+    ) -> Tensor:
+        """Searches the ball around each of `rows` (k,), books what is found; which of them fell (k,).
+
+        way -1: one chain from the nearest point known; 0: that and three from x; above: three from elsewhere.
+        """
+        mine, part = batch[rows], model.part(GradientAccess, len(rows), batch.y[rows])
+        search = Search(part, mine, ball, DRAWS if model.stochastic else 1)
+        everyone = torch.arange(len(rows), device=rows.device)
+        if way <= 0:
+            near = ball.project(mine.x, best.point[rows])
+            search.climb(everyone, near, torch.full_like(everyone, -1), FROM_BEST, "nearest")
+        left = search.live
+        if len(left) and way >= 0:
+            ground = Ground.measured(search, left, randomness)
+            start = mine.x if way == 0 else ball.sample(mine.x, mine.index, randomness)
+            course = FROM_CLEAN if way == 0 else FROM_RANDOM
+            ground.aim(search, left, start[left], course, "ball", slice(1, 1 + TARGETS))
+        model.absorb(part, rows)
+        best.offer(rows, search.point, ball.distance(mine.x, search.point).to(best.distance), search.broken)
+        closer(model, batch, rows[search.broken], ball, best, HALVINGS, span=1 - self.ratio)
+        return search.broken
+
+
+def radii(x: Tensor, threat: ThreatModel, ratio: float) -> list[float]:
+    """The radii of the balls that are tried, from one that holds the box down to SMALLEST of it."""
+    widest = float(vector_norm(torch.full_like(x[:1], threat.box.width), threat.norm)) if len(x) else 1.0
+    return [widest * ratio**level for level in range(math.ceil(math.log(SMALLEST) / math.log(ratio)))]
