@@ -38,6 +38,7 @@ class Entry(BaseModel):
     family: str = ""
     models: tuple[str, ...] = ()
     ensemble: bool = False
+    fitted: bool = False
     at_input: bool = False
     sweeps: dict[str, tuple[str, ...]] = {}
     defaults: dict[str, Any] = {}

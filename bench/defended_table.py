@@ -1,4 +1,4 @@
-"""Defences at the input scored twice: by an attack that does not know them, and by all that do."""
+"""Defences scored twice: by attacks that do not know them, and by all that do."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from models.norms import described
 
 
 def defended(outcomes: pd.DataFrame, catalog: Catalog) -> list[Table]:
-    """Per threat: clean, naive and adaptive accuracy of each model with a defence at its input.
+    """Per threat: clean, naive and adaptive accuracy of each defended model.
 
-    naive: on examples made on the same weights without what stands at the input, and handed over (transfer).
-    adaptive: the worst case over all attacks, those examples among them. Both on the samples that the naive
-    one was asked about, so that adaptive <= naive <= clean. undefended: the same weights alone under all
-    attacks, where the run has them: a defence that is not above it does nothing.
+    naive: on examples made without the defence and handed over. For a defence at the input, on the same
+    weights without it, by the white-box attacks of the same run and by transfer's own; for one that trains,
+    on the same architecture without any, by transfer's own, where that is a source of the run. adaptive: the
+    worst case over all attacks, those examples among them. Both on the samples that the naive ones were asked
+    about, so that adaptive <= naive <= clean. undefended: what they were made on under all attacks, where the
+    run has it: a defence that is not above it does nothing.
     """
     handed = outcomes[outcomes["judge"].str.startswith("transfer(") & outcomes["eps"].notna()]
     tables = []
@@ -28,20 +30,30 @@ def defended(outcomes: pd.DataFrame, catalog: Catalog) -> list[Table]:
         mine = handed[(handed["norm"] == norm) & (handed["eps"] == eps)]
         rows = []
         for (model, defense, name), group in mine.groupby(["model", "defense", "defended"], sort=True):
-            bare = trained_name(str(name), catalog)
+            bare = without_defense(str(model), str(name), catalog)
             naive = group[group["judge"].str.contains(f"source={bare})", regex=False)]
             if bare != name and len(naive):
                 adaptive = worst[(worst["defended"] == name) & worst["index"].isin(naive["index"])]
                 alone = worst[(worst["defended"] == bare) & worst["index"].isin(naive["index"])]
                 without = 1 - alone["attacked"].mean() if len(alone) == len(adaptive) else np.nan
-                row = _row(naive, adaptive, eps) | {"undefended": without}
+                row = scored_twice(naive, adaptive, eps) | {"undefended": without}
                 rows.append({"model": model, "defense": defense, **row})
         if rows:
             tables.append(_table(norm, eps, rows))
     return tables
 
 
-def _row(naive: pd.DataFrame, adaptive: pd.DataFrame, eps: float) -> dict[str, object]:
+def without_defense(model: str, name: str, catalog: Catalog) -> str:
+    """The zoo model of `name` less its defence: what stands at the input, or else what trained it."""
+    trained = trained_name(name, catalog)
+    return model if trained == name else trained
+
+
+def scored_twice(naive: pd.DataFrame, adaptive: pd.DataFrame, eps: float) -> dict[str, object]:
+    """n, clean, naive and adaptive accuracy with their intervals, and the illusion between the two.
+
+    naive: outcomes of the examples handed over; adaptive: verdicts of all attacks on the same samples.
+    """
     n = naive["index"].nunique()
     held = {
         "clean": int(naive.groupby("index")["clean"].all().sum()),
@@ -61,9 +73,9 @@ def _table(norm: str, eps: float, rows: list[dict[str, object]]) -> Table:
     )
     columns = ("clean", "naive", "adaptive")
     caption = (
-        f"Defences at the input at {described(norm, eps)}: accuracy where the attack does not know the"
-        " defence (made on the same weights without it), and under all attacks on the whole, which rank;"
-        " the illusion is the difference, undefended the same network alone (Wilson 95 % intervals)"
+        f"Defences at {described(norm, eps)}: accuracy where the attack does not know the defence (made on"
+        " the same network without it), and under all attacks on the whole, which rank; the illusion is the"
+        " difference, undefended the network without it under all attacks (Wilson 95 % intervals)"
     )
     ends = {name: (f"{name}_low", f"{name}_high") for name in columns}
     return Table(f"defended-{norm}-{eps:g}", caption, frame, (*columns, "illusion", "undefended"), ends)

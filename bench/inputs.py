@@ -2,28 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.base import Batch, Classifier, check_inputs, frozen
+from models.base import Batch, Classifier, check_inputs
 from models.errors import UserError
-from models.threat import Box
+from models.threat import UNIT_BOX, Box
+from models.trial import tried
+
+Arrays = Tensor | np.ndarray | Sequence[Any]
+TRIED = 50
 
 
-def read_inputs(
-    model: nn.Module, images: Tensor | np.ndarray, labels: Tensor | np.ndarray, box: Box
-) -> tuple[Classifier, Batch]:
-    """The model as a classifier and the arrays as a batch on its device; raises UserError for bad inputs."""
-    batch = Batch.of(torch.as_tensor(images).float(), torch.as_tensor(labels).long())
+def read_inputs(model: nn.Module, images: Arrays, labels: Arrays, box: Box) -> tuple[Classifier, Batch]:
+    """The model as a classifier and the arrays as a batch on its device.
+
+    images (n, ...) in the box, or bytes, which become [0, 1] where that is the box; labels (n,) whole
+    numbers. Raises UserError for what is neither, and for a model that cannot judge such images.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the model is a {type(model).__name__}: pass a torch.nn.Module that returns logits")
+    batch = Batch.of(_images(images, box), _labels(labels))
     if not len(batch):
         raise UserError("no images to evaluate: pass at least one")
-    if isinstance(model, Classifier):
-        judged = model
-    else:
-        with frozen(model), torch.no_grad():
-            classes = int(model(batch.x[:1]).shape[-1])
-        judged = Classifier(model, num_classes=classes, box=box)
+    if len(batch.x) != len(batch.y):
+        raise UserError(f"{len(batch.x)} inputs but {len(batch.y)} labels: pass one label per input")
+    judged = model if isinstance(model, Classifier) else _classifier(model, batch.x, box)
     batch = batch.to(judged.device)
     check_inputs(batch, judged)
     return judged, batch
+
+
+def read_box(box: Any) -> Box:
+    """The two numbers between which the images lie; raises UserError for anything else."""
+    try:
+        lower, upper = (float(end) for end in box)
+    except (TypeError, ValueError):
+        raise UserError(f"box is two numbers, like (0, 1), not {box!r}") from None
+    return Box(lower, upper)
+
+
+def _classifier(model: nn.Module, x: Tensor, box: Box) -> Classifier:
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    trial = tried(model, x[:TRIED].to(device), type(model).__name__)
+    return Classifier(
+        trial.network,
+        num_classes=trial.classes,
+        box=box,
+        name=type(model).__name__,
+        stochastic=trial.stochastic,
+    )
+
+
+def _tensor(values: Arrays, what: str) -> Tensor:
+    """A tensor, an array, or a list of either as one tensor of its own on the CPU."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    try:
+        if isinstance(values, Sequence) and any(isinstance(part, Tensor) for part in values):
+            return torch.stack([torch.as_tensor(part).detach().cpu() for part in values])
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError):
+        raise UserError(f"the {what} have no common shape: bring them to one") from None
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"the {what} are no numbers, but of type {array.dtype}")
+    return torch.from_numpy(np.array(array))
+
+
+def _images(values: Arrays, box: Box) -> Tensor:
+    images = _tensor(values, "images")
+    if images.dim() < 2:
+        raise UserError(f"images of shape {tuple(images.shape)}: pass a batch (n, ...), one image as x[None]")
+    if images.dtype == torch.uint8 and box == UNIT_BOX and bool((images > 1).any()):
+        return images.contiguous().float() / 255
+    return images.contiguous().float()
+
+
+def _labels(values: Arrays) -> Tensor:
+    labels = _tensor(values, "labels")
+    if labels.dim() != 1:
+        one_hot = labels.dim() == 2 and labels.shape[1] > 1
+        remedy = "labels.argmax(1)" if one_hot else "labels.reshape(-1)"
+        raise UserError(f"labels of shape {tuple(labels.shape)}: pass one class number an image, {remedy}")
+    if labels.is_floating_point() and not bool((labels == labels.round()).all()):
+        raise UserError("labels must be whole numbers, the place of each image's class among the logits")
+    return labels.long()

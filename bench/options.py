@@ -10,6 +10,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from models.errors import UserError
+
 
 class Device(StrEnum):
     """Where networks run."""
@@ -24,9 +26,26 @@ DataRoot = Annotated[
     Path | None, typer.Option(envvar="RHOBUST_DATA", help="Folder that holds data sets (MNIST/raw, ...).")
 ]
 Download = Annotated[bool, typer.Option("--download", help="Fetch a data set that is not under --data-root.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="State dictionary of your own MODEL (.pt, .pth or .safetensors).")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse corrupt images instead of skipping.")]
+Proof = Annotated[Path | None, typer.Option(help="Write a proof file per certified image into this folder.")]
+Seconds = Annotated[
+    float | None, typer.Option(help="Stop the judges after this time; the rest is not judged.")
+]
 Site = Annotated[Path, typer.Option("--out", help="Folder of the site, which must not exist.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an older report at --out.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random choice (the matrix has its own).")]
+
+
+def with_weights(model: str, weights: Path | None) -> str:
+    """A user's own model with the weights of --weights; raises UserError for one of the zoo."""
+    if weights is None:
+        return model
+    if ":" not in model:
+        raise UserError(f"--weights goes with a model of your own, SOURCE:PLACE, not with '{model}'")
+    return f"{model}@weights={weights}"
 
 
 def load(name: str) -> Any:

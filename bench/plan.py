@@ -13,6 +13,7 @@ from bench.spec import MatrixSpec
 from bench.weights import is_own
 from models.cost import WIDE, Cost
 from models.errors import UserError
+from models.naming import Term
 from models.registry import suggest
 
 
@@ -173,12 +174,38 @@ def _judges(
             for threat in _threats(spec, entry):
                 if images:
                     yield judge, threat, images
+        yield from _unaware(spec, catalog, entry, pair)
     for name in expand("certificate", spec.certificates, catalog.certificates):
         entry = catalog.certificates[name]
         images = spec.images[_cost(entry, catalog.models[pair[0]])]
         judge = Component(kind="certificate", name=name, chosen=_chosen(spec, entry), defaults=entry.defaults)
         for threat in _threats(spec, entry):
             if images:
+                yield judge, threat, images
+
+
+def _unaware(
+    spec: MatrixSpec, catalog: Catalog, entry: Entry, pair: tuple[str, str]
+) -> Iterator[tuple[Component, Threat, int]]:
+    """The matrix' white-box attacks, made on the network behind the defences at its input and handed over.
+
+    They know nothing of the defence, and are otherwise those that judge the whole (defended_table). Only
+    where `entry` hands over the examples of any attack on one source, and for attacks that need no fitting.
+    """
+    target = zoo_name(pair)
+    bare = trained_name(target, catalog)
+    if bare == target or entry.models != ("source",) or "attack" not in entry.defaults:
+        return
+    for name in expand("attack", spec.attacks, catalog.attacks):
+        inner = catalog.attacks[name]
+        images = min(spec.images[entry.cost], spec.images[inner.cost])
+        if not images or inner.access != "gradients" or inner.minimal or inner.fitted or inner.models:
+            continue
+        text = str(Term(name, tuple(sorted(_chosen(spec, inner).items()))))
+        chosen = {**_chosen(spec, entry), "source": bare, "attack": text}
+        judge = Component(kind="attack", name=entry.name, chosen=chosen, defaults=entry.defaults)
+        for threat in _threats(spec, entry):
+            if threat.norm in inner.norms:
                 yield judge, threat, images
 
 

@@ -55,10 +55,27 @@ class Provenance(BaseModel):
     started: str
 
 
+class Convergence(BaseModel):
+    """How an attack got there: what it had after `looks` looks at each of n correctly classified samples.
+
+    A look is a point whose logits it saw; the last is the point it returned. loss: the mean of the greatest
+    max_{j != y} z_j - z_y so far, in logits. success: the share that it broke in the end and of which it had
+    seen a misclassified point.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    n: int
+    looks: tuple[int, ...]
+    loss: tuple[float, ...]
+    success: tuple[float, ...]
+
+
 class Header(BaseModel):
     """All of a record but its rows; `reason` says why a cell was skipped or failed.
 
-    signs: what made the model suspicious before the attack, by word (models.probes).
+    signs: what made the model suspicious before the attack, by word (models.probes). convergence: None for
+    certificates, attacks that see labels alone, and records of before it was kept.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -72,6 +89,7 @@ class Header(BaseModel):
     shared_backward: int = 0
     provenance: Provenance | None = None
     signs: dict[str, str] = {}
+    convergence: Convergence | None = None
 
 
 @dataclass(frozen=True)
@@ -89,3 +107,8 @@ class Record:
 def empty_outcomes() -> pd.DataFrame:
     """No rows, with every column typed."""
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COLUMNS.items()})
+
+
+def panel_name(data_sha256: str) -> str:
+    """The artifact in which a run keeps pictures of the images that it judged, once a data set."""
+    return f"panel-{data_sha256[:16]}"

@@ -98,6 +98,7 @@ def _attack(name: str) -> Entry:
         cost=cls.cost,
         models=cls.models,
         ensemble=cls.ensemble,
+        fitted=cls.fitted,
         sweeps=cls.sweeps,
         defaults=_defaults(cls, cls.models),
     )

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from bench.options import DataRoot, Device, Download, finish
+from bench.options import (
+    DataRoot,
+    Device,
+    Download,
+    Proof,
+    Seconds,
+    Strict,
+    Weights,
+    finish,
+    with_weights,
+)
 
 
 def evaluate(
@@ -28,12 +38,10 @@ def evaluate(
     certify: Annotated[list[str] | None, typer.Option(help="Only this certificate.")] = None,
     data_root: DataRoot = None,
     download: Download = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse corrupt images instead of skipping.")
-    ] = False,
-    proof: Annotated[
-        Path | None, typer.Option(help="Write a proof file per certified image into this folder.")
-    ] = None,
+    strict: Strict = False,
+    proof: Proof = None,
+    weights: Weights = None,
+    seconds: Seconds = None,
     device: Annotated[Device, typer.Option(help="auto takes a GPU where there is one.")] = Device.auto,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
 ) -> None:
@@ -41,11 +49,11 @@ def evaluate(
 
     MODEL is SOURCE:PLACE with SOURCE one of file, python, onnx, torchscript, exported, torchvision,
     timm, robustbench: file:net.py:make,width=32@mean=0.13@std=0.31 calls make(width=32) and
-    normalises the inputs. @mean, @std, @box, @classes and @weights may stand in net.toml as well.
+    normalises the inputs. @mean, @std, @size, @box, @classes and @weights may stand in net.toml as well.
     """
     finish(
         "evaluate",
-        model,
+        with_weights(model, weights),
         data,
         norm,
         eps,
@@ -58,6 +66,7 @@ def evaluate(
         device.value,
         seed,
         proof,
+        seconds,
     )
 
 
@@ -99,14 +108,30 @@ def audit(
     limit: Annotated[int, typer.Option(help="How many images, balanced over the classes.")] = 50,
     data_root: DataRoot = None,
     download: Download = False,
+    weights: Weights = None,
     device: Annotated[Device, typer.Option(help="auto takes a GPU where there is one.")] = Device.auto,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Also keep it under OUT/analyses, for the model's page of a report.")
+    ] = None,
 ) -> None:
     """Ask whether a model's robust accuracy can be believed, and print every rung's answer.
 
     MODEL as in evaluate. Exit code: 0 every rung passed, 1 some failed, 2 the audit could not be run.
     """
-    finish("audit", model, data, norm, eps, limit, data_root, download, device.value, seed)
+    finish(
+        "audit",
+        with_weights(model, weights),
+        data,
+        norm,
+        eps,
+        limit,
+        data_root,
+        download,
+        device.value,
+        seed,
+        out,
+    )
 
 
 def smallest(
@@ -124,6 +149,7 @@ def smallest(
     out: Annotated[Path | None, typer.Option(help="Write one row per image here, as CSV.")] = None,
     data_root: DataRoot = None,
     download: Download = False,
+    weights: Weights = None,
     device: Annotated[Device, typer.Option(help="auto takes a GPU where there is one.")] = Device.auto,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
 ) -> None:
@@ -133,7 +159,7 @@ def smallest(
     """
     finish(
         "smallest",
-        model,
+        with_weights(model, weights),
         data,
         norm,
         limit,
@@ -163,6 +189,7 @@ def detect(
     roc: Annotated[Path | None, typer.Option(help="Write the ROC curves here, as CSV.")] = None,
     data_root: DataRoot = None,
     download: Download = False,
+    weights: Weights = None,
     device: Annotated[Device, typer.Option(help="auto takes a GPU where there is one.")] = Device.auto,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
 ) -> None:
@@ -173,7 +200,7 @@ def detect(
     """
     finish(
         "detect",
-        model,
+        with_weights(model, weights),
         detector,
         data,
         norm,

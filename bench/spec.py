@@ -81,6 +81,11 @@ def matrix_names() -> list[str]:
     return sorted(path.stem for path in MATRICES.glob("*.toml"))
 
 
+def matrix_text(name: str) -> str:
+    """The TOML of a matrix of the user's own, "" for one that ships with the suite."""
+    return Path(name).read_text(encoding="utf-8") if name.endswith(".toml") else ""
+
+
 def read_matrix(name: str) -> MatrixSpec:
     """The shipped matrix `name`, or the one in the file `name` (ending in .toml).
 

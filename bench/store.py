@@ -18,11 +18,15 @@ KEY = b"rhobust"
 
 
 class RunFile(BaseModel):
-    """What the last run was asked for: the matrix' name, its cells in order, and what it skipped."""
+    """What the last run was asked for: the matrix' name, its cells in order, and what it skipped.
+
+    text: the TOML of a matrix of the user's own, "" for those of the suite and in runs of before it was kept.
+    """
 
     matrix: str
     cells: list[str]
     skips: list[tuple[str, str]]
+    text: str = ""
 
 
 class DamagedRecord(UserError):

@@ -192,13 +192,19 @@ def rho_adv(outcomes: pd.DataFrame) -> Table:
 
 
 def transfers(outcomes: pd.DataFrame) -> list[Table]:
-    """Per threat: the accuracy of each model (column) on the examples made on each source (row)."""
+    """Per threat: the accuracy of each model (column) on the examples made on each source (row).
+
+    Examples of transfer's own attack, where these were made: others may have been made for some models only
+    (plan).
+    """
     tables = []
     mine = outcomes[outcomes["judge"].str.startswith("transfer(") & outcomes["eps"].notna()]
     for norm, eps in threats(mine):
         cell = mine[(mine["norm"] == norm) & (mine["eps"] == eps)]
+        own = ~cell["judge"].str.contains("attack=", regex=False)
+        cell = cell[own] if own.any() else cell
         cell = cell.assign(
-            source=cell["judge"].str.extract(r"source=([^,)]+)", expand=False),
+            source=cell["judge"].str.extract(r"source=(.+)\)$", expand=False),
             robust=~cell["success"],
         )
         matrix = cell.pivot_table(index="source", columns="defended", values="robust", aggfunc="mean")

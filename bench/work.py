@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from attacks.base import ATTACKS, Attack
 from bench.cell import Cell
-from bench.gallery import gallery
+from bench.convergence import convergence
+from bench.gallery import gallery, held_out
 from bench.record import Header, Provenance, Record, empty_outcomes
 from bench.weights import is_own
 from certify.base import CERTIFIERS
@@ -28,11 +29,12 @@ from models.base import Batch, Classifier
 from models.data import Dataset, load_data
 from models.discover import import_modules
 from models.errors import NotApplicable, UserError
+from models.naming import read_terms
 from models.norms import BALLS
 from models.probes import signs
 from models.randomness import Randomness
-from models.sources.probe import IMAGES as PROBED
-from models.sources.probe import Opened, open_model
+from models.sources.opening import IMAGES as PROBED
+from models.sources.opening import Opened, open_model
 from models.threat import ThreatModel, vector_norm
 from models.threats import threat_named
 
@@ -40,6 +42,8 @@ for room in ("attacks", "certify"):
     import_modules(room)
 
 ASIDE = 300
+TRACED = 1000
+"""On more images than this no losses are kept while an attack runs: they would be gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +118,8 @@ def _judge(cell: Cell, data: Dataset, settings: Settings) -> tuple[pd.DataFrame,
     panel = data.panel(None)
     batch = data.batch(panel[: cell.images]).to(settings.device)
     threat = threat_named(cell.threat.norm, cell.threat.eps, data.box)
-    randomness = Randomness(cell.random_seed)
     if cell.judge.kind == "certificate":
-        return _certify(cell, model, batch, threat, randomness)
+        return _certify(cell, model, batch, threat, Randomness(cell.random_seed))
     attack = build_attack(cell, settings)
     aside = None
     if attack.fitted:
@@ -125,8 +128,25 @@ def _judge(cell: Cell, data: Dataset, settings: Settings) -> tuple[pd.DataFrame,
                 f"'{attack.name}' needs {ASIDE} images beside the {cell.images} scored: lower --limit"
             )
         aside = data.batch(panel[-ASIDE:]).to(settings.device)
-    result = attack.run(model, batch, threat, randomness, aside)
-    kept = {**result.artifacts, **gallery(model, batch, result)}
+    frame, more = _attack(cell, attack, model, (batch, aside), threat, settings)
+    if cell.threat.norm in BALLS and cell.threat.eps:
+        more["signs"] = suspicious(model, cell.data, cell.threat.norm, cell.threat.eps, settings)
+    return frame, more
+
+
+def _attack(
+    cell: Cell,
+    attack: Attack,
+    model: Classifier,
+    images: tuple[Batch, Batch | None],
+    threat: ThreatModel,
+    settings: Settings,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The rows of an attack on images[0], fitted on images[1], and what its header says of its course."""
+    (batch, aside), randomness = images, Randomness(cell.random_seed)
+    result = attack.run(model, batch, threat, randomness, aside, history=len(batch) <= TRACED)
+    views = held_out(model, batch, result, attack, randomness)
+    kept = {**result.artifacts, **gallery(model, batch, result), **views}
     if kept:
         _keep(cell, kept, settings)
     frame = _frame(
@@ -142,13 +162,11 @@ def _judge(cell: Cell, data: Dataset, settings: Settings) -> tuple[pd.DataFrame,
         backward=result.backward,
         zero_gradient=result.zero_gradient,
     )
-    more: dict[str, Any] = {
+    return frame, {
         "shared_forward": result.shared_forward,
         "shared_backward": result.shared_backward,
+        "convergence": convergence(result),
     }
-    if cell.threat.norm in BALLS and cell.threat.eps:
-        more["signs"] = suspicious(model, cell.data, cell.threat.norm, cell.threat.eps, settings)
-    return frame, more
 
 
 def build_attack(cell: Cell, settings: Settings) -> Attack:
@@ -162,7 +180,16 @@ def build_attack(cell: Cell, settings: Settings) -> Attack:
             if cls.ensemble
             else zoo_member(wanted, settings)
         )
+    if isinstance(chosen.get("attack"), str):
+        chosen["attack"] = named_attack(chosen["attack"])
     return cls(**chosen)
+
+
+def named_attack(text: str) -> Attack:
+    """The attack written as "pgd" or "pgd(restarts=1)"; raises UserError for unknown names or parameters."""
+    (term,) = read_terms(text)
+    cls = ATTACKS[term.name]
+    return cls(**dict(term.settled("attack", asdict(cls())).chosen))
 
 
 def _certify(
@@ -262,4 +289,6 @@ def prepare(what: tuple[str, str | None], settings: Settings) -> None:
 def try_out(what: tuple[str, str], settings: Settings) -> tuple[str, ...]:
     """What a user should know of an own model on a data set; raises UserError where it cannot judge it."""
     data, name = what
-    return own_model(name, data, settings).notes
+    opened = own_model(name, data, settings)
+    found = suspicious(opened.classifier, data, "linf", 0.0, settings)
+    return (*opened.notes, *(f"'{name}', {word}: {detail}" for word, detail in found.items()))

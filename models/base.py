@@ -44,9 +44,10 @@ class Batch:
 class Classifier(nn.Module):
     """A network that maps inputs in `box` to logits (n, num_classes), frozen for judging.
 
-    Any nn.Module that returns logits works. `surrogate` stands in for the network where
-    gradients are wanted (BPDA, Athalye et al. 2018) and must agree with it in shape;
-    `stochastic` declares that two calls may differ. Normalisation belongs inside the network.
+    Any nn.Module that returns logits works; they are handed on in the precision of the inputs.
+    `surrogate` stands in for the network where gradients are wanted (BPDA, Athalye et al. 2018) and must
+    agree with it in shape; `stochastic` declares that two calls may differ. Normalisation belongs inside
+    the network.
     Raises UserError from `logits` on a wrong output shape.
     """
 
@@ -70,11 +71,11 @@ class Classifier(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (n, num_classes) of inputs (n, ...)."""
-        return self._checked(self.network(x))
+        return self._checked(self.network(x)).to(x.dtype)
 
     def differentiable_logits(self, x: Tensor) -> Tensor:
         """Logits whose gradient an adversary follows: the surrogate's where one is declared."""
-        return self.logits(x) if self.surrogate is None else self._checked(self.surrogate(x))
+        return self.logits(x) if self.surrogate is None else self._checked(self.surrogate(x)).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.logits(x)

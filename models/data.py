@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 
 from models.base import Batch
@@ -24,7 +21,6 @@ from models.discover import import_modules
 from models.errors import UserError
 from models.registry import Registry
 from models.threat import UNIT_BOX, Box
-from models.torchvision_operators import import_torchvision
 
 
 class Pixels(Protocol):
@@ -105,63 +101,6 @@ def _mnist5k(root: Path | None, download: bool) -> Dataset:
     return Dataset("mnist5k", values[:, :-1].reshape(-1, 1, 28, 28), values[:, -1].long(), 10)
 
 
-def _mnist_test(root: Path | None, download: bool) -> Dataset:
-    """MNIST's 10,000 test images, read by torchvision from --data-root."""
-    return _torchvision("mnist", "MNIST", root, download, train=False)
-
-
-def _mnist_train(root: Path | None, download: bool) -> Dataset:
-    """MNIST's 60,000 training images, read by torchvision from --data-root."""
-    return _torchvision("mnist-train", "MNIST", root, download, train=True)
-
-
-def _fashion_mnist(root: Path | None, download: bool) -> Dataset:
-    """Fashion-MNIST's 10,000 test images, read by torchvision from --data-root."""
-    return _torchvision("fashion-mnist", "FashionMNIST", root, download, train=False)
-
-
-def _cifar10(root: Path | None, download: bool) -> Dataset:
-    """CIFAR-10's 10,000 test images, read by torchvision from --data-root."""
-    return _torchvision("cifar10", "CIFAR10", root, download, train=False)
-
-
-def _cifar10_jpeg(root: Path | None, download: bool) -> Dataset:
-    """CIFAR-10's 10,000 test images after JPEG compression, from cifar10-jpeg/test.parquet in --data-root."""
-    return _decoded("cifar10-jpeg", "cifar10-jpeg/test.parquet", root)
-
-
-def _cifar10_jpeg_train(root: Path | None, download: bool) -> Dataset:
-    """CIFAR-10's 50,000 training images after JPEG compression, from cifar10-jpeg/train.parquet."""
-    return _decoded("cifar10-jpeg-train", "cifar10-jpeg/train.parquet", root)
-
-
-def _decoded(name: str, path: str, root: Path | None) -> Dataset:
-    """A parquet file of images as a tensor, for training, which sees each image many times."""
-    data = load_data(f"parquet:{_place(name, path, root) / path}")
-    everything = torch.cat([data.pixels[part] for part in torch.arange(len(data)).split(5000)])
-    return Dataset(name, everything, data.labels, data.num_classes, classes=data.classes)
-
-
-def _svhn(root: Path | None, download: bool) -> Dataset:
-    """SVHN's 26,032 test images, read by torchvision from --data-root."""
-    return _torchvision("svhn", "SVHN", root, download, split="test")
-
-
-def _cifar10_train(root: Path | None, download: bool) -> Dataset:
-    """CIFAR-10's 50,000 training images, read by torchvision from --data-root."""
-    return _torchvision("cifar10-train", "CIFAR10", root, download, train=True)
-
-
-def _gtsrb(root: Path | None, download: bool) -> Dataset:
-    """The 12,630 test images of German traffic signs at 32 x 32, read by torchvision from --data-root."""
-    return _signs("gtsrb", "test", root, download)
-
-
-def _gtsrb_train(root: Path | None, download: bool) -> Dataset:
-    """The 26,640 training images of German traffic signs at 32 x 32, read by torchvision from --data-root."""
-    return _signs("gtsrb-train", "train", root, download)
-
-
 def _threes_and_sevens(name: str, source: str, summary: str) -> Loader:
     def load(root: Path | None, download: bool) -> Dataset:
         whole = load_data(source, root, download)
@@ -173,56 +112,7 @@ def _threes_and_sevens(name: str, source: str, summary: str) -> Loader:
     return load
 
 
-def _signs(name: str, split: str, root: Path | None, download: bool) -> Dataset:
-    place = _place(name, "gtsrb", root)
-    datasets = import_torchvision("torchvision.datasets")
-    try:
-        raw = datasets.GTSRB(str(place), split=split, download=download)
-    except (RuntimeError, OSError):
-        raise UserError(f"no gtsrb under {place}: add --download, or point --data-root at it") from None
-    rows = [(image.convert("RGB").resize((32, 32), Image.Resampling.BILINEAR), label) for image, label in raw]
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image, _ in rows])).permute(0, 3, 1, 2)
-    return Dataset(name, pixels.contiguous(), torch.tensor([label for _, label in rows]), 43)
-
-
-def _torchvision(name: str, kind: str, root: Path | None, download: bool, **which: Any) -> Dataset:
-    place = _place(name, kind + "/raw" if kind.endswith("MNIST") else kind, root)
-    datasets = import_torchvision("torchvision.datasets")
-    try:
-        raw = getattr(datasets, kind)(str(place), download=download, **which)
-    except RuntimeError:
-        raise UserError(f"no {kind} under {place}: add --download, or point --data-root at it") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{kind} under {place} cannot be read ({error}): remove it and --download") from None
-    pixels = torch.as_tensor(raw.data)
-    if pixels.dim() == 3:
-        pixels = pixels[:, None]
-    elif pixels.shape[-1] == 3:
-        pixels = pixels.permute(0, 3, 1, 2).contiguous()
-    labels = torch.as_tensor(raw.labels if kind == "SVHN" else raw.targets).long()
-    return Dataset(name, pixels, labels, 10)
-
-
-def _place(name: str, holds: str, root: Path | None) -> Path:
-    place = root or (Path(os.environ["RHOBUST_DATA"]) if "RHOBUST_DATA" in os.environ else None)
-    if place is None:
-        raise UserError(
-            f"data set '{name}' needs --data-root DIR (or RHOBUST_DATA), the folder that holds {holds}"
-        )
-    return place
-
-
 DATA.add("mnist5k", _mnist5k)
-DATA.add("mnist", _mnist_test)
-DATA.add("mnist-train", _mnist_train)
-DATA.add("fashion-mnist", _fashion_mnist)
-DATA.add("cifar10", _cifar10)
-DATA.add("svhn", _svhn)
-DATA.add("cifar10-train", _cifar10_train)
-DATA.add("cifar10-jpeg", _cifar10_jpeg)
-DATA.add("cifar10-jpeg-train", _cifar10_jpeg_train)
-DATA.add("gtsrb", _gtsrb)
-DATA.add("gtsrb-train", _gtsrb_train)
 for name, source, which in (
     (
         "mnist5k-3-7",
@@ -251,6 +141,7 @@ def load_data(name: str, root: Path | None = None, download: bool = False) -> Da
     content hash, must also have that content.
     """
     if not is_data_file(name):
+        import_modules("models")
         return DATA[name](root, download)
     import_modules("models.datasets")
     source, _, place = name.partition(":")

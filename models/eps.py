@@ -18,7 +18,7 @@ def parse_eps(value: str | float | None) -> float | None:
     try:
         if isinstance(value, bool):
             raise TypeError
-        eps = float(Fraction(value)) if isinstance(value, str) else float(value)
+        eps = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         raise UserError(f"eps '{value}' is not a number: write it like 0.1 or 8/255") from None
     if not math.isfinite(eps) or eps < 0:

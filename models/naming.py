@@ -89,5 +89,5 @@ def _typed(what: str, value: Any, default: Any) -> Any:
     try:
         return int(value) if isinstance(default, int) else float(parse_eps(value) or 0.0)
     except (ValueError, UserError):
-        kind = "a whole number" if isinstance(default, int) else "a number"
+        kind = "a whole number" if isinstance(default, int) else "a number from 0 up"
         raise UserError(f"{what} is {kind}, not '{value}'") from None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.base import Batch, Classifier, frozen, margin
+from models.input_scale import scale_signs
 from models.randomness import Randomness
 from models.threat import ThreatModel
 
@@ -27,16 +28,21 @@ class Sign:
 
 
 def signs(model: Classifier, batch: Batch, threat: ThreatModel) -> list[Sign]:
-    """What is suspicious about `model` on up to 50 of the samples x (n, ...); nothing for an honest one.
+    """What is suspicious about `model` on up to 100 of the samples x (n, ...); nothing for an honest one.
 
     Random or batch-dependent outputs, layers in train mode, probabilities or labels for logits, saturation,
-    jumps next to the samples, other scalings of the inputs that suit the network better, and gradients that
-    are absent, zero, NaN or shattered (loss along the gradient is not what the gradient promises).
+    jumps next to the samples, inputs on another scale and labels in another order than the network was
+    trained on, and gradients that are absent, zero, NaN or shattered (loss along the gradient is not what
+    the gradient promises).
     Source: Athalye, Carlini, Wagner 2018, 1802.00420, section 3.1; Carlini et al. 2019, 1902.06705.
     """
-    batch = batch[:SAMPLES]
+    whole, batch = batch[: 2 * SAMPLES], batch[:SAMPLES]
     stuck = [module for module in model.modules() if module.training and isinstance(module, MODES)]
-    found = [Sign("train mode", f"{type(stuck[0]).__name__} is in train mode")] if stuck else []
+    found = []
+    if stuck:
+        found.append(
+            Sign("train mode", f"{type(stuck[0]).__name__} was left in train mode: judged in eval mode")
+        )
     with frozen(model):
         with torch.no_grad():
             logits = model.logits(batch.x)
@@ -44,7 +50,9 @@ def signs(model: Classifier, batch: Batch, threat: ThreatModel) -> list[Sign]:
             found += _shape_of(logits)
             if not any(sign.word in ("random", "batch-dependent") for sign in found):
                 found += _jumps(model, batch, logits, threat)
-            found += _scaling(model, batch, logits)
+            if not any(sign.word == "random" for sign in found):
+                found += [Sign("scaling", said) for said in scale_signs(model, whole)]
+                found += _order(model, whole)
         found += _gradients(model, batch, threat)
     return found
 
@@ -68,6 +76,8 @@ def _shape_of(logits: Tensor) -> Iterator[Sign]:
         return
     if bool((logits >= 0).all()) and bool(((logits.double().sum(1) - 1).abs() < 1e-4).all()):
         yield Sign("probabilities", "the outputs of every image are probabilities: remove the softmax")
+    elif bool(((logits >= 0) & (logits <= 1)).all()):
+        yield Sign("probabilities", "all outputs lie in [0, 1]: return what is before the sigmoid")
     others = logits.float().softmax(1).scatter(1, logits.argmax(1, keepdim=True), 0.0).amax(1)
     share = float((others == 0).double().mean())
     if share >= 0.5:
@@ -88,22 +98,19 @@ def _jumps(model: Classifier, batch: Batch, logits: Tensor, threat: ThreatModel)
         yield Sign("jumps", f"imperceptible noise changes the logits of {100 * share:.0f} % of the images")
 
 
-def _scaling(model: Classifier, batch: Batch, logits: Tensor) -> Iterator[Sign]:
-    if batch.x.dim() != 4:
+def _order(model: Classifier, batch: Batch) -> Iterator[Sign]:
+    """Labels in another order than the logits: few images are right, but each label has its own class."""
+    classes = model.num_classes
+    predicted = model.logits(batch.x).argmax(1)
+    pairs = torch.bincount(batch.y * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    labels = pairs.sum(1) > 0
+    named = pairs[labels].argmax(1)
+    kept = float(pairs[labels].amax(1).sum()) / len(batch)
+    right = float((predicted == batch.y).double().mean())
+    if len(batch) < 3 * len(named) or named.unique().numel() < len(named) or kept < right + 0.4:
         return
-    axes = (0, 2, 3)
-    mean, std = batch.x.mean(axes, keepdim=True), batch.x.std(axes, keepdim=True).clamp(min=1e-6)
-    right = float((logits.argmax(1) == batch.y).double().mean())
-    others = {"normalised": (batch.x - mean) / std, "scaled to 0..255": 255 * batch.x}
-    for shift, width in ((mean, std), (0.5, 0.5), (0.5, 0.25)):
-        others[f"with a normalisation undone ({float(torch.as_tensor(width).mean()):.2g})"] = (
-            batch.x * width + shift
-        )
-    for what, x in others.items():
-        share = float((model.logits(x).argmax(1) == batch.y).double().mean())
-        if share > right + 0.2:
-            yield Sign("scaling", f"{100 * right:.0f} % right, but {100 * share:.0f} % on images {what}")
-            return
+    said = f"{100 * right:.0f} % of {len(batch)} images are right, but {100 * kept:.0f} % with labels renamed"
+    yield Sign("class order", f"{said}: bring them into the order of the logits")
 
 
 def _gradients(model: Classifier, batch: Batch, threat: ThreatModel) -> Iterator[Sign]:

@@ -147,7 +147,38 @@ class Sparsity(Plain):
     curves: list[Curve]
 
 
-Result = Annotated[Regions | Landscape | Units | Sparsity, Field(discriminator="kind")]
+class Rung(Plain):
+    """One question of an audit, whether the model passed, and what was measured."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+class Audited(Plain):
+    """An audit of one model on n images: clean, under pgd alone (naive), under everything (attacked).
+
+    reliable: no weaker judge beat the worst case. seconds: what it took.
+    """
+
+    kind: Literal["audit"] = "audit"
+    norm: str
+    eps: float
+    n: int
+    clean: float
+    naive: float
+    attacked: float
+    rungs: list[Rung]
+    reliable: bool
+    seconds: float
+
+    @property
+    def failed(self) -> list[Rung]:
+        """The rungs that the model did not pass."""
+        return [rung for rung in self.rungs if not rung.passed]
+
+
+Result = Annotated[Regions | Landscape | Units | Sparsity | Audited, Field(discriminator="kind")]
 
 
 class Analysis(Plain):

@@ -136,7 +136,7 @@ def execute(request: Request) -> int:
     analysis = Analysis(
         data=request.data,
         models=list(request.models),
-        weights={name: _weights(name) for name in request.models},
+        weights={name: weights_of(name) for name in request.models},
         settings=settings,
         seed=request.seed,
         command=_command(request, settings),
@@ -174,7 +174,8 @@ def _open(request: Request) -> Opened:
     return Opened(request, dataset, models, batch.to(device))
 
 
-def _weights(name: str) -> str:
+def weights_of(name: str) -> str:
+    """What a model's name stands for, as in the cells of a run: see bench.naming.identity."""
     return identity(name if is_own(name) else str(ModelName.parse(name)), catalog(), card_hash)
 
 

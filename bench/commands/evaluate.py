@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from bench.evaluation import evaluate
+from bench.bracket import Judges
+from bench.evaluation import bracket, read_threat, suspicions
 from bench.proofs import write_proofs
 from bench.work import pick_device
 from defenses.zoo import ModelName, load
@@ -16,7 +17,15 @@ from models.data import Dataset, load_data
 from models.datasets.encoded import CorruptImage
 from models.errors import UserError
 from models.sources.base import is_source
-from models.sources.probe import open_model
+from models.sources.opening import open_model
+
+FILES = {
+    ".py": "file:{}:FUNCTION",
+    ".onnx": "onnx:{}",
+    ".pt2": "exported:{}",
+    **dict.fromkeys((".pt", ".pth"), "torchscript:{}, or file:NET.py:FUNCTION@weights={}"),
+    ".safetensors": "file:NET.py:FUNCTION@weights={}",
+}
 
 
 def execute(
@@ -33,37 +42,42 @@ def execute(
     device: str,
     seed: int,
     proof: Path | None = None,
+    seconds: float | None = None,
 ) -> int:
     """Prints the clean accuracy as soon as it is known, then the bracket; returns the exit code.
 
-    `proof` is a folder for the proof files of the certified samples.
+    `proof` is a folder for the proof files of the certified samples; `seconds` is the judges' time.
     """
-    if limit < 1:
-        raise UserError(f"--limit must be at least 1, not {limit}")
+    check_limit(limit)
+    threat, judges = read_threat(norm, eps), Judges.named(attacks or None, certificates or None, norm)
     dataset = load_data(data, root, download)
     if dataset.classes:
-        names = ", ".join(f"{number} {name}" for number, name in enumerate(dataset.classes[:20]))
-        print(f"classes: {names}{', ...' if len(dataset.classes) > 20 else ''}")
+        print(f"classes: {', '.join(f'{number} {name}' for number, name in enumerate(dataset.classes))}")
     batch = readable(dataset, limit, strict)
     classifier = open_classifier(model, batch, dataset, root, download).to(pick_device(device))
     batch = batch.to(classifier.device)
     with frozen(classifier), torch.no_grad():
         right = torch.cat([classifier.logits(part.x).argmax(1) == part.y for part in batch.split(64)])
     print(f"clean: {100 * float(right.double().mean()):.1f} % of {len(batch)} images", flush=True)
-    result = evaluate(
-        classifier,
-        batch.x,
-        batch.y,
-        norm=norm,
-        eps=eps,
-        attacks=attacks or None,
-        certificates=certificates or None,
-        seed=seed,
-    )
+    for line in suspicions(classifier, batch, threat):
+        print(f"note: {line}", file=sys.stderr, flush=True)
+    result = bracket(classifier, batch, threat, judges, seconds=seconds, seed=seed, tell=tell)
     print(result)
     if proof is not None:
         write_proofs(proof, classifier, batch, result)
     return 0
+
+
+def tell(line: str) -> None:
+    """Says how far the judges are, to people alone."""
+    if sys.stderr.isatty():
+        print(line, file=sys.stderr, flush=True)
+
+
+def check_limit(limit: int) -> None:
+    """Raises UserError for a number of images that leaves none."""
+    if limit < 1:
+        raise UserError(f"--limit must be at least 1, not {limit}")
 
 
 def readable(dataset: Dataset, limit: int, strict: bool) -> Batch:
@@ -91,8 +105,7 @@ def opened(
     model: str, data: str, limit: int, root: Path | None, download: bool, device: str
 ) -> tuple[Classifier, Batch]:
     """A model on its device, and `limit` images of a data set for it; corrupt images are left out."""
-    if limit < 1:
-        raise UserError(f"--limit must be at least 1, not {limit}")
+    check_limit(limit)
     dataset = load_data(data, root, download)
     batch = readable(dataset, limit, strict=False)
     return open_classifier(model, batch, dataset, root, download).to(pick_device(device)), batch
@@ -103,6 +116,10 @@ def open_classifier(
 ) -> Classifier:
     """The zoo's model or the user's own, fit for these images; notes on the latter go to stderr."""
     if not is_source(model):
+        if Path(model).suffix in FILES:
+            raise UserError(
+                f"'{model}' is no model of the zoo: write {FILES[Path(model).suffix].replace('{}', model)}"
+            )
         name = ModelName.parse(model)
         needed, given = name.parts()[0].input_shape, tuple(batch.x.shape[1:])
         if needed != given:

@@ -28,7 +28,7 @@ from bench.naming import trained_name
 from bench.plan import Filters, Plan, make_plan, with_own
 from bench.record import Header
 from bench.render import wide_console
-from bench.spec import read_matrix
+from bench.spec import matrix_text, read_matrix
 from bench.store import RunFile, Store
 from bench.weights import card_hash, is_own, with_hash
 from models.errors import UserError
@@ -89,7 +89,8 @@ def execute(request: Request, dry_run: bool) -> int:
         return _show_plan(plan, waiting, store, console)
     plan = run_missing(plan, waiting, store, request, console)
     cells = [cell.id for cell in plan.cells]
-    store.save_run(RunFile(matrix=name, cells=cells, skips=[(skip.what, skip.reason) for skip in plan.skips]))
+    skips, text = [(skip.what, skip.reason) for skip in plan.skips], matrix_text(request.matrix)
+    store.save_run(RunFile(matrix=name, cells=cells, skips=skips, text=text))
     failed = _explain(plan, store, console)
     if not any(header is not None and header.status == "done" for header in map(store.header, cells)):
         return failed
@@ -131,6 +132,9 @@ def run_missing(plan: Plan, waiting: list[Cell], store: Store, request: Request,
             return plan
         # Few images mean dear ones: started first, they leave no long tail.
         ordered = sorted(waiting, key=lambda cell: cell.images)
+        keep_panel = importlib.import_module("bench.panel").keep_panel
+        most = max(cell.images for cell in plan.cells)
+        executor.call(functools.partial(keep_panel, settings=settings), (plan.cells[0].data, most))
         run_cell = functools.partial(work.run_cell, settings=settings)
         records = execute_cells(ordered, run_cell, store, executor)
         with _progress(console) as progress:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.analysis.stored import Analysis, Landscape, Regions, Sparsity, Units
+from bench.analysis.stored import Analysis, Audited, Landscape, Regions, Sparsity, Units
+from bench.report.audits import audits_grid
 from bench.report.eps_figure import curves_figure
 from bench.report.grid import number
 from bench.report.landscape_figure import landscape_grid, surface_figure
+from bench.report.leaderboard import model_path
 from bench.report.regions_figure import plane_figure, regions_grid
 from bench.report.report import Report
 from bench.report.site import Page
@@ -23,7 +25,17 @@ def analyses_page(report: Report) -> Page | None:
     found, lost = report.analyses
     if not found and not lost:
         return None
-    return Page(PATH, "Analyses", PATH, {"sections": [_section(one) for one in found], "lost": lost})
+    paths = {one.name: model_path(s.data, s.defended) for s in report.subjects for one in s.audits}
+    return Page(
+        PATH,
+        "Analyses",
+        PATH,
+        {
+            "audits": audits_grid(found, paths),
+            "sections": [_section(one) for one in found if not isinstance(one.result, Audited)],
+            "lost": lost,
+        },
+    )
 
 
 def _section(analysis: Analysis) -> Section:
@@ -40,6 +52,7 @@ def _content(analysis: Analysis) -> Section:
         return _landscape(analysis, result)
     if isinstance(result, Units):
         return _units(analysis, result)
+    assert isinstance(result, Sparsity)
     return _sparsity(analysis, result)
 
 

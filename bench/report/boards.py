@@ -9,7 +9,9 @@ from typing import Any
 import pandas as pd
 
 from bench.outcomes import contradictions
+from bench.report.audits import audit_flags
 from bench.report.flags import Flag, flags
+from bench.report.naive import scores
 from bench.report.ranks import rank_intervals
 from bench.report.subject import Subject, in_order, spoken
 from bench.tables import bracket, rho_adv
@@ -21,7 +23,8 @@ class Board:
 
     Both have the columns of bench.tables.bracket and data, defended, best, worst (the rank interval of
     the bracket), attacked_best, attacked_worst (that of the attacked accuracy), strongest_accuracy,
-    rho_adv, seconds, flags.
+    naive, adaptive with their intervals and scored, their number of samples (bench.report.naive; adaptive
+    is attacked where nothing naive was run), rho_adv, seconds, flags.
     """
 
     data: str
@@ -99,8 +102,19 @@ def _rows(subject: Subject, norm: str, eps: float, clashes: list[str]) -> list[d
     strongest = alone[(alone["kind"] == "attack") & (alone["judge"] == row["strongest_attack"])]
     more["strongest_accuracy"] = strongest["accuracy"].iloc[0] if len(strongest) else float("nan")
     more["rho_adv"] = _rho(subject, norm)
-    more["flags"] = flags(subject, norm, eps, clashes)
+    more |= _twice(subject, norm, eps, row)
+    more["flags"] = flags(subject, norm, eps, clashes) + audit_flags(subject, norm, eps)
     return [{**named, **row, **more}]
+
+
+def _twice(subject: Subject, norm: str, eps: float, row: dict[Any, Any]) -> dict[str, Any]:
+    """The naive and the adaptive score of a row: without the former, the latter is its attacked accuracy."""
+    ends = ("", "_low", "_high")
+    found = {f"adaptive{end}": row[f"attacked{end}"] for end in ends} | {"scored": row["n"]}
+    found |= {f"naive{end}": float("nan") for end in ends}
+    twice = scores(subject, norm, eps)
+    found |= {name: value for name, value in twice.items() if name in found}
+    return found | {"scored": twice["n"]} if twice else found
 
 
 def _rho(subject: Subject, norm: str) -> float:

@@ -11,6 +11,7 @@ from bench.report.grid import percent
 NUMBERS = (
     *("clean", "certified", "attacked"),
     *("certified_low", "certified_high", "attacked_low", "attacked_high"),
+    "naive",
 )
 SHOWN = 60
 """More models than this are not drawn: the table has them all."""
@@ -21,7 +22,7 @@ def bracket_shape() -> alt.LayerChart:
     """The chart of a leaderboard over its rows."""
     tip = [
         alt.Tooltip("defended:N", title="model"),
-        *(alt.Tooltip(f"{name}:Q", format=".1%") for name in ("certified", "attacked", "clean")),
+        *(alt.Tooltip(f"{name}:Q", format=".1%") for name in ("certified", "attacked", "clean", "naive")),
     ]
     y = alt.Y("defended:N", sort=None, axis=alt.Axis(title=None))
     base = alt.Chart(rows(*NUMBERS)).encode(y=y, tooltip=tip)
@@ -52,7 +53,9 @@ def bracket_shape() -> alt.LayerChart:
     clean = base.mark_point(shape="diamond", filled=False, size=45, opacity=1, color="currentColor").encode(
         x="clean:Q"
     )
-    return proved + gap + under + noise + attacked + clean
+    naive = base.mark_point(shape="circle", filled=True, size=16, opacity=1, color="currentColor")
+    naive = naive.transform_filter("isValid(datum.naive)").encode(x="naive:Q")
+    return proved + gap + under + noise + attacked + naive + clean
 
 
 def bracket_figure(board: Board) -> Figure:
@@ -68,6 +71,6 @@ def bracket_figure(board: Board) -> Figure:
     )
     caption = (
         "Solid: certified. Shaded: the gap nobody knows yet. Thick mark: what the attacks leave. Lines: 95 %"
-        f" intervals. Diamond: clean accuracy.{more}"
+        f" intervals. Diamond: clean accuracy. Dot: under attacks that do not know the defence.{more}"
     )
     return Figure(f"bracket-{board.name}", caption, said, spec)

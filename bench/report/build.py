@@ -15,13 +15,13 @@ from bench.report.corruption_page import corruption_page
 from bench.report.export import write_boards, write_figure, write_table
 from bench.report.figures import Figure
 from bench.report.game_page import games_page
-from bench.report.grid import Grid, slug
+from bench.report.grid import Grid, Picture, slug
 from bench.report.judge_page import judge_page, judges_index, labels
 from bench.report.leaderboard import board_path, leaderboard_page
 from bench.report.model_page import model_page
 from bench.report.overview import overview_page
 from bench.report.pictures import Example
-from bench.report.provenance import provenance_page
+from bench.report.provenance import matrix_path, provenance_page
 from bench.report.records_page import records_page
 from bench.report.report import Report
 from bench.report.site import MARKER, Page, built_aside, render, write_static
@@ -103,6 +103,9 @@ def build(report: Report, out: Path, force: bool = False) -> int:
         _write_exports(folder, made)
         write_boards(folder / "tables", report)
         _write_badges(folder / "badges", report)
+        for name, text in report.material.texts.items():
+            (folder / "matrices").mkdir(exist_ok=True)
+            (folder / matrix_path(name)).write_text(text, encoding="utf-8")
         (folder / "summary.pdf").write_bytes(summary_pdf(report))
         _write_marker(folder, {"runs": [path.name for path in report.material.folders]})
         return _size(folder)
@@ -113,8 +116,9 @@ def build_comparison(sides: list[Side], out: Path, force: bool = False) -> int:
     with built_aside(out, force) as folder:
         made = comparison_pages(sides)
         menu = [(page.title, page.path) for page in made]
-        records = sum(len(side.report.material.records) for side in sides)
-        write_pages(folder, made, menu, f"A pure function of {records} records.")
+        # Models of one run share its records.
+        count = len({r.cell.id: r for side in sides for r in side.report.material.records})
+        write_pages(folder, made, menu, f"A pure function of {count} records.")
         _write_exports(folder, made)
         _write_marker(folder, {"comparison": [side.name for side in sides]})
         return _size(folder)
@@ -138,11 +142,18 @@ def _write_exports(folder: Path, made: list[Page]) -> None:
         for figure in inside(page.context, Figure):
             if figure.exported:
                 write_figure(folder / "figures", figure)
-        for example in inside(page.context, Example):
-            for picture in example.pictures:
-                place = folder / picture.path
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_bytes(picture.content)
+        for picture in _pictures(page):
+            place = folder / picture.path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(picture.content)
+
+
+def _pictures(page: Page) -> Iterator[Picture]:
+    """Every image file that a page shows."""
+    for example in inside(page.context, Example):
+        yield from (*example.pictures, *example.views)
+    for grid in inside(page.context, Grid):
+        yield from (cell.image for row in grid.rows for cell in row if cell.image is not None)
 
 
 def _size(folder: Path) -> int:

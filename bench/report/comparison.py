@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench.cell import Threat
 from bench.paired import Paired, paired
 from bench.record import Record
-from bench.report.grid import slug
-from bench.report.pictures import Example, examples
 from bench.report.records_page import verdict
 from bench.report.report import Report
-from bench.report.subject import Subject
+from bench.report.subject import NORMS, Subject, spoken
 from models.errors import UserError
 
 SIGNIFICANT = 0.05
+LADDER = ("misclassified", "broken", "open", "certified")
 Key = tuple[str, ...]
 
 
@@ -202,7 +202,7 @@ def _judge_row(first: Record, second: Record, same: bool) -> dict[str, Any]:
     return {
         "data": first.cell.data,
         "model": _shared(first.cell.defended, second.cell.defended),
-        "threat": first.cell.threat.label,
+        "threat": named_threat(first.cell.threat),
         "judge": first.cell.judge.label,
         "n": len(shared),
         **shown,
@@ -216,6 +216,13 @@ def _judge_row(first: Record, second: Record, same: bool) -> dict[str, Any]:
     }
 
 
+def named_threat(threat: Threat) -> str:
+    """A threat for people, of a fixed eps or of the smallest perturbation."""
+    if threat.eps is None:
+        return f"{NORMS.get(threat.norm, threat.norm)}, smallest"
+    return spoken(threat.norm, threat.eps)
+
+
 def _regressions_first(rows: list[dict[str, Any]], names: list[str]) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     if frame.empty:
@@ -225,11 +232,15 @@ def _regressions_first(rows: list[dict[str, Any]], names: list[str]) -> pd.DataF
 
 
 def changed(first: Side, second: Side) -> pd.DataFrame:
-    """One row a sample whose verdict differs, by model and threat."""
+    """One row a sample whose verdict differs, those that got worse first, by model and threat.
+
+    On the same weights it is worse to be open than settled; on others, and else, to be less robust.
+    """
     rows = []
     mine, theirs = first.subjects(), second.subjects()
     for key in [key for key in mine if key in theirs]:
         a, b = mine[key], theirs[key]
+        same = same_weights(a, b)
         for norm, eps in [threat for threat in a.threats if threat in b.threats]:
             after = {row["index"]: row for row in b.samples(norm, eps).to_dict("records")}
             for row in a.samples(norm, eps).to_dict("records"):
@@ -250,21 +261,20 @@ def changed(first: Side, second: Side) -> pd.DataFrame:
                         "distance_after": other["distance"],
                         "by_before": row["nearest"] or row["certified_by"],
                         "by_after": other["nearest"] or other["certified_by"],
+                        "better": not _fell(verdict(row), verdict(other), same),
                     }
                 )
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        return frame
+    return frame.sort_values("better", kind="stable", ignore_index=True).drop(columns="better")
 
 
-def pictures(side: Side, samples: pd.DataFrame) -> list[Example]:
-    """What the run of a side kept of the changed samples: before the attack, the change, and after."""
-    found = []
-    for subject in side.subjects().values():
-        mine = samples[(samples["data"] == subject.data) & samples["model"].isin((subject.defended, ""))]
-        wanted = set(zip(mine["norm"], mine["index"], strict=True))
-        for record in subject.records if wanted else ():
-            kept = examples(record, side.report.material.folders, f"images/{slug(side.name)}")
-            found += [one for one in kept if (record.cell.threat.norm, one.index) in wanted]
-    return found
+def _fell(before: str, after: str, same: bool) -> bool:
+    """Whether a change of verdict is for the worse."""
+    if same and "open" in (before, after):
+        return after == "open"
+    return LADDER.index(after) < LADDER.index(before)
 
 
 def unmatched(first: Side, second: Side) -> list[tuple[str, str]]:

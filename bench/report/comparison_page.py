@@ -7,7 +7,9 @@ from dataclasses import replace
 import altair as alt
 import pandas as pd
 
-from bench.report.comparison import Side, brackets, changed, judges, pictures, unmatched
+from bench.report.comparison import Side, brackets, changed, judges, unmatched
+from bench.report.comparison_costs import costs_grid
+from bench.report.comparison_pictures import originals, pictures
 from bench.report.figures import BROKEN, PROVED, Figure, accuracy_axis, filled, rows, shape, wide
 from bench.report.grid import Cell, Column, Grid, Row, duration, number, percent
 from bench.report.provenance import inputs_grid, makers_grid
@@ -17,6 +19,8 @@ from bench.report.subject import spoken
 DRAWN = 40
 PICTURED = 30
 """At most so many changed samples of a side are shown as pictures."""
+THUMBS = 1000
+"""At most so many changed images have their picture in the list."""
 LISTED = 5000
 """At most so many changed samples are listed, on a page and in its files."""
 SPREAD = (
@@ -97,7 +101,7 @@ def _named(grid: Grid) -> Grid:
     return replace(grid, columns=columns, rows=kept, choices={})
 
 
-def brackets_grid(name: str, frame: pd.DataFrame) -> Grid:
+def brackets_grid(name: str, title: str, frame: pd.DataFrame) -> Grid:
     """The ends of the brackets, regressions first."""
     cells = [
         [
@@ -112,7 +116,7 @@ def brackets_grid(name: str, frame: pd.DataFrame) -> Grid:
         ]
         for row in frame.to_dict("records")
     ]
-    caption = "Both ends of each bracket, regressions first"
+    caption = f"Both ends of each bracket, regressions first, {title}"
     return _named(Grid(name, caption, BRACKETS, cells, tools=True, cards=True, exported=name))
 
 
@@ -136,13 +140,15 @@ def judges_grid(name: str, frame: pd.DataFrame) -> Grid:
     return _named(Grid(name, "Each judge alone, regressions first", JUDGES, cells, tools=True, exported=name))
 
 
-def changed_grid(name: str, frame: pd.DataFrame) -> Grid:
-    """The samples whose verdict changed."""
+def changed_grid(name: str, frame: pd.DataFrame, side: Side) -> Grid:
+    """The samples whose verdict changed, with the images that were kept."""
+    places = list(dict.fromkeys(zip(frame["data"], frame["index"], strict=True)))[:THUMBS]
+    shown = originals(side, places)
     cells = [
         [
             Cell(row["model"], row["model"]),
             Cell(f"{row['norm']}-{row['eps']:g}", spoken(row["norm"], row["eps"])),
-            Cell(int(row["index"]), str(row["index"])),
+            Cell(int(row["index"]), str(row["index"]), image=shown.get((row["data"], row["index"]))),
             Cell(int(row["label"]), str(row["label"])),
             *(Cell(row[key], row[key]) for key in ("before", "by_before", "after", "by_after")),
             *(Cell(row[key], number(row[key])) for key in ("distance_before", "distance_after")),
@@ -198,18 +204,6 @@ def differences_figure(name: str, frame: pd.DataFrame) -> Figure | None:
     )
 
 
-def _cost(side: Side) -> list[tuple[str, str]]:
-    done = [r for s in side.subjects().values() for r in s.records if r.header.status == "done"]
-    passes = sum(int((r.outcomes["forward"] + r.outcomes["backward"]).sum()) for r in done)
-    failed = [r for s in side.subjects().values() for r in s.records if r.header.status == "failed"]
-    return [
-        (duration(sum(record.header.wall_seconds for record in done)), "of one core"),
-        (f"{passes:,}", "passes"),
-        (str(len(done)), "cells done"),
-        (str(len(failed)), "failed"),
-    ]
-
-
 def _facts(frame: pd.DataFrame, moved: pd.DataFrame) -> list[tuple[str, str]]:
     verdicts = list(frame["verdict"]) if len(frame) else []
     return [
@@ -227,7 +221,7 @@ def _pair_page(title: str, place: int, first: Side, second: Side, moved: pd.Data
     cells = [[Cell(text, text) for text in row] for row in lost]
     context = {
         "judges": judges_grid(f"judges-{place}", found) if len(found) else None,
-        "changed": changed_grid(f"changed-{place}", moved) if len(moved) else None,
+        "changed": changed_grid(f"changed-{place}", moved, first) if len(moved) else None,
         "pictures": [
             (side.name, pictures(side, moved)[:PICTURED] if len(moved) else []) for side in (first, second)
         ],
@@ -248,14 +242,23 @@ def comparison_pages(sides: list[Side]) -> list[Page]:
             {
                 "title": title,
                 "path": pages[-1].path,
-                "grid": brackets_grid(f"brackets-{place}", frame) if len(frame) else None,
+                "grid": brackets_grid(f"brackets-{place}", title, frame) if len(frame) else None,
                 "figure": differences_figure(f"differences-{place}", frame),
                 "facts": _facts(frame, moved),
             }
         )
     context = {
         "pairs": pairs,
-        "sides": [(side.name, _cost(side)) for side in sides],
-        "origins": [(side.name, makers_grid(side.report), inputs_grid(side.report)) for side in sides],
+        "costs": costs_grid(sides),
+        "origins": [
+            (
+                side.name,
+                *(
+                    replace(grid, name=f"{grid.name}-{place}", caption=f"{grid.caption}, {side.name}")
+                    for grid in (makers_grid(side.report), inputs_grid(side.report))
+                ),
+            )
+            for place, side in enumerate(sides)
+        ],
     }
     return [Page("index.html", "Comparison", "comparison.html", context), *pages]

@@ -12,7 +12,7 @@ REACH = 1.25
 POINTS = 100
 """A curve of more steps than this is drawn at as many quantiles of its steps."""
 
-SPENT = 40
+SPENT = 24
 """The same for curves against passes."""
 
 

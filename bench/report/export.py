@@ -12,7 +12,7 @@ import pandas as pd
 import vl_convert
 from PIL import Image
 
-from bench.report.figures import Figure, Spec, themed
+from bench.report.figures import Figure, Spec, theme
 from bench.report.grid import Grid
 from bench.report.leaderboard import board_frame, board_grid
 from bench.report.report import Report
@@ -119,7 +119,9 @@ def write_boards(folder: Path, report: Report) -> None:
 
 def on_paper(spec: Spec) -> Spec:
     """A figure of the pages for print: black on white, of a fixed width."""
-    plain = json.loads(json.dumps(themed(spec, "#1b1e23", "white")).replace('"currentColor"', '"#1b1e23"'))
+    plain = json.loads(
+        json.dumps({**spec, "config": theme("#1b1e23", "white")}).replace('"currentColor"', '"#1b1e23"')
+    )
     return {**plain, "width": PAPER_WIDTH} if plain.get("width") == "container" else plain
 
 

@@ -35,8 +35,11 @@ class Figure:
         return replace(self, exported=True)
 
 
-def themed(spec: Spec, ink: str = INK, background: str = "transparent") -> Spec:
-    """The specification with its ink: the page's own text colour on a page, black on paper."""
+def theme(ink: str = INK, background: str = "transparent") -> Spec:
+    """What all figures share: their ink is the page's own text colour on a page, black on paper.
+
+    A page holds it once.
+    """
     faint = {"gridColor": ink, "gridOpacity": 0.15, "domainColor": ink, "tickColor": ink}
     text = {
         "labelColor": ink,
@@ -45,7 +48,7 @@ def themed(spec: Spec, ink: str = INK, background: str = "transparent") -> Spec:
         "titleFontSize": 12,
         "titleFontWeight": 500,
     }
-    config = {
+    return {
         "background": background,
         "font": "system-ui, 'Helvetica Neue', Arial, sans-serif",
         "aria": False,
@@ -57,13 +60,12 @@ def themed(spec: Spec, ink: str = INK, background: str = "transparent") -> Spec:
         "rule": {"color": ink},
         "tick": {"color": ink},
     }
-    fit = {"autosize": {"type": "fit-x", "contains": "padding"}} if spec.get("width") == "container" else {}
-    return {**spec, **fit, "config": config}
 
 
 def wide(spec: Spec, height: int) -> Spec:
-    """A specification as wide as its place and `height` units high, with its ink."""
-    return themed({**spec, "width": "container", "height": height})
+    """A specification as wide as its place and `height` units high."""
+    fit = {"type": "fit-x", "contains": "padding"}
+    return {**spec, "width": "container", "height": height, "autosize": fit}
 
 
 def filled(spec: Spec, frame: pd.DataFrame, **named: pd.DataFrame) -> Spec:

@@ -105,7 +105,7 @@ def strategies_figure(board: Board, table: pd.DataFrame, game: Game) -> Figure:
         f"{row['side']} {row['name']} {percent(row['share'], 0)}" for row in frame.to_dict("records")
     )
     spec = wide(filled(_mixes(), frame), 24 * len(frame))
-    grid = Grid(f"mix-{board.name}", "Mixed strategies", columns, cells)
+    grid = Grid(f"mix-{board.name}", f"Mixed strategies, {board.title}", columns, cells)
     return Figure(
         name, "What each side plays", f"Mixed strategies at {board.title}: {said}.", spec, grid, True
     )
@@ -125,9 +125,8 @@ def payoff_figure(board: Board, table: pd.DataFrame) -> Figure:
         [Cell(attack, attack), *(Cell(float(value), percent(float(value))) for value in table.loc[attack])]
         for attack in table.index
     ]
-    grid = Grid(
-        f"payoff-{board.name}", "Accuracy of each model (columns) under each attack (rows)", columns, cells
-    )
+    caption = f"Accuracy of each model (columns) under each attack (rows), {board.title}"
+    grid = Grid(f"payoff-{board.name}", caption, columns, cells)
     said = (
         f"Accuracy of {len(table.columns)} models under {len(table)} attacks at {board.title}, in per cent."
     )

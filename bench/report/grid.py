@@ -27,10 +27,21 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """One image file of the site: its place, its bytes, what it shows, and the words beneath it."""
+
+    path: str
+    content: bytes
+    alt: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
 class Cell:
     """One cell. value: what it sorts by, kept in full; text: what is read; href: a place in the site.
 
-    note: small text beneath; marks: words with their meaning; anchor: the row's name, in its first cell.
+    note: small text beneath; marks: words with their meaning; anchor: the row's name, in its first cell;
+    image: a picture before the text.
     """
 
     value: Any
@@ -40,6 +51,7 @@ class Cell:
     bar: Bar | None = None
     marks: tuple[tuple[str, str], ...] = ()
     anchor: str = ""
+    image: Picture | None = None
 
     @property
     def raw(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.record import Record
 from bench.report.grid import Cell, Column, Grid, Row, duration, interval, number, percent
 from bench.report.leaderboard import model_path, records_path
-from bench.report.pictures import Example, examples
+from bench.report.pictures import Example, examples, held_out_error
 from bench.report.records_page import judge_path, provenance_path
 from bench.report.report import Report
 from bench.report.site import Page
@@ -73,9 +73,7 @@ def judge_page(report: Report, label: str, records: list[Record]) -> Page:
         }
         rows += _rows(subject, label, mine) if mine else []
     judge = records[0].cell.judge
-    shown: list[Example] = []
-    for record in records:
-        shown += examples(record, report.material.folders)
+    shown = alternating([examples(record, report.material.folders) for record in records])
     settings = {**judge.defaults, **judge.chosen}
     return Page(
         judge_path(label),
@@ -88,9 +86,46 @@ def judge_page(report: Report, label: str, records: list[Record]) -> Page:
             if rows
             else None,
             "examples": shown[:SHOWN],
+            "views": views_grid(report, records),
+            "alone": any(example.index is None for example in shown),
             "left_out": max(len(shown) - SHOWN, 0),
         },
     )
+
+
+def alternating(groups: list[list[Example]]) -> list[Example]:
+    """The first of every group, then the second of every group, and so on: each model has its place."""
+    deepest = max(map(len, groups), default=0)
+    return [group[place] for place in range(deepest) for group in groups if place < len(group)]
+
+
+def views_grid(report: Report, records: list[Record]) -> Grid | None:
+    """How an attack made for views fares on views that it has not seen, or None."""
+    columns = (
+        Column("model", "model", numeric=False),
+        Column("threat", "threat", numeric=False),
+        Column("n", "n"),
+        Column("attacked", "wrong on held-out views"),
+        Column("clean", "wrong on views of the clean images"),
+    )
+    rows = []
+    for record in records:
+        found = held_out_error(record, report.material.folders)
+        if found is not None:
+            cell, right = record.cell, int(record.outcomes["clean"].sum())
+            norm, eps = cell.threat.norm, cell.threat.eps
+            title = cell.threat.label if eps is None else spoken(norm, eps)
+            there = records_path(cell.data, cell.defended)
+            rows.append(
+                [
+                    Cell(cell.defended, cell.defended, there),
+                    Cell(title, title),
+                    Cell(right, str(right)),
+                    *(Cell(share, percent(share)) for share in found),
+                ]
+            )
+    caption = "Fresh views of all correctly classified images, under poses, light or noise not seen before"
+    return Grid("views", caption, columns, rows) if rows else None
 
 
 def judges_index(report: Report, found: dict[str, list[Record]]) -> Page:

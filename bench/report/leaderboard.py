@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from bench.report.boards import Board
@@ -21,6 +22,17 @@ COLUMNS = (
     ),
     Column("certified", "certified", help="proved robust by some certificate"),
     Column("attacked", "attacked", help="broken by no attack"),
+    Column(
+        "adaptive",
+        "adaptive",
+        help="left by all attacks, which know the defence; where there is a naive number, on its images. "
+        "The ranking rests on this end, never on the naive one",
+    ),
+    Column(
+        "naive",
+        "naive",
+        help="left by examples that do not know the defence: made on the network without it, and handed over",
+    ),
     Column("by_attacks", "rank by attacks", help="places by attacked accuracy alone, as its interval allows"),
     Column(
         "strongest",
@@ -83,16 +95,30 @@ def _row(board: Board, row: Row) -> list[Cell]:
         Cell(row["gap"], f"gap {percent(row['gap'])}", there, bar=bar),
         Cell(row["certified"], percent(row["certified"]), there, _noted(row, "certified", certificate)),
         Cell(row["attacked"], percent(row["attacked"]), there, _noted(row, "attacked", "")),
+        Cell(row["adaptive"], percent(row["adaptive"]), there, _noted(row, "adaptive", _scored(row))),
+        Cell(row["naive"], percent(row["naive"]), there, _illusion(row)),
         Cell(first + last / 1e5, spelled(first, last), there),
         Cell(strongest, strongest, there, alone),
         Cell(row["rho_adv"], number(row["rho_adv"]), there),
         Cell(float(row["seconds"]), duration(row["seconds"]), there),
-        Cell(" ".join(word for word, _ in flags), "", there, marks=flags),
+        Cell(", ".join(word for word, _ in flags), "", there, marks=flags),
     ]
 
 
 def _noted(row: Row, name: str, judge: str) -> str:
     return " ".join(filter(None, (interval(row[f"{name}_low"], row[f"{name}_high"]), judge)))
+
+
+def _scored(row: Row) -> str:
+    """Of how many images, where these are not all of the row's."""
+    return f"of {row['scored']}" if row["scored"] != row["n"] else ""
+
+
+def _illusion(row: Row) -> str:
+    """By how many points the naive number flatters."""
+    if np.isnan(row["naive"]):
+        return ""
+    return f"{_noted(row, 'naive', '')} {100 * (row['naive'] - row['adaptive']):+.1f} points"
 
 
 def unranked_grid(board: Board) -> Grid | None:
@@ -146,9 +172,10 @@ def board_frame(board: Board) -> pd.DataFrame:
     if board.ranked.empty:
         return pd.DataFrame()
     frame = board.ranked.copy()
-    frame["flags"] = [" ".join(flag.word for flag in found) for found in frame["flags"]]
+    frame["flags"] = [", ".join(flag.word for flag in found) for found in frame["flags"]]
     keep = ["best", "worst", "model", "defense", "n", "clean", "certified", "certified_low", "certified_high"]
     keep += ["attacked", "attacked_low", "attacked_high", "gap", "attacked_best", "attacked_worst"]
+    keep += ["adaptive", "adaptive_low", "adaptive_high", "naive", "naive_low", "naive_high", "scored"]
     keep += ["strongest_attack", "strongest_accuracy", "best_certificate", "rho_adv", "seconds", "flags"]
-    whole = ["best", "worst", "attacked_best", "attacked_worst", "n"]
+    whole = ["best", "worst", "attacked_best", "attacked_worst", "n", "scored"]
     return frame[keep].astype(dict.fromkeys(whole, "int64"))

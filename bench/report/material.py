@@ -35,7 +35,8 @@ class Material:
     """Records in the order of their runs, what could not be read, and what the matrices skipped.
 
     `matrices` maps the identity of a cell to the name of the matrix that asked for it; `lacking` the
-    names of absent columns to how many records of an older version lack them.
+    names of absent columns to how many records of an older version lack them; `texts` the names of the
+    user's own matrices to their TOML.
     """
 
     folders: tuple[Path, ...]
@@ -44,6 +45,7 @@ class Material:
     skips: tuple[tuple[str, str], ...]
     matrices: dict[str, str]
     lacking: dict[str, int] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
 
 
 def read(folders: Sequence[Path]) -> Material:
@@ -58,6 +60,7 @@ def read(folders: Sequence[Path]) -> Material:
     unreadable: dict[str, Unreadable] = {}
     matrices: dict[str, str] = {}
     skips: dict[tuple[str, str], None] = {}
+    texts: dict[str, str] = {}
     lacks: Counter[str] = Counter()
     for folder in folders:
         store = Store(folder)
@@ -65,13 +68,14 @@ def read(folders: Sequence[Path]) -> Material:
         _read_run(store, run, found, unreadable, lacks)
         matrices |= dict.fromkeys(run.cells, run.matrix)
         skips |= dict.fromkeys(run.skips)
+        texts |= {run.matrix: run.text} if run.text else {}
     records = tuple(found.values())
     if not records:
         reason = next(iter(unreadable.values())).reason if unreadable else "the last run had no cells"
         raise UserError(f"no record under {', '.join(map(str, folders))} can be read: {reason}")
     _check_alike(records)
     lost = tuple(entry for key, entry in unreadable.items() if key not in found)
-    return Material(tuple(folders), records, lost, tuple(skips), matrices, dict(lacks))
+    return Material(tuple(folders), records, lost, tuple(skips), matrices, dict(lacks), texts)
 
 
 def _read_run(

@@ -32,7 +32,7 @@ DASHES = [[1, 0], [6, 3], [2, 2]]
 
 
 @shape
-def _curves(norm: str) -> alt.LayerChart:
+def _curves(norm: str, minimal: bool, fixed: bool) -> alt.LayerChart:
     x = alt.X("eps:Q", axis=alt.Axis(title=f"ε ({norm})", tickCount=7), scale=alt.Scale(nice=False))
     axis = accuracy_axis("accuracy")
     scale = alt.Scale(domain=[0, 1])
@@ -63,14 +63,17 @@ def _curves(norm: str) -> alt.LayerChart:
             tooltip=["judge:N", "kind:N", alt.Tooltip("accuracy:Q", format=".1%"), "n:Q", "eps:Q"],
         )
     )
-    return gap + proved + thin + lower + upper + points
+    # A layer without rows makes Vega warn of an axis without an extent.
+    return alt.LayerChart(layer=[gap, proved, *[thin] * minimal, lower, upper, *[points] * fixed])
 
 
 def curve_figure(subject: Subject, norm: str) -> Figure:
     """All attacks and certificates of a norm on one axis: the truth lies between the thick curves."""
     band, lines, points = envelope(subject, norm), minimal_curves(subject, norm), fixed_points(subject, norm)
     frames = {"band": band, "lines": lines, "points": points}
-    spec = wide(filled(_curves(NORMS.get(norm, norm)), pd.DataFrame(), **frames), 330)
+    spec = wide(
+        filled(_curves(NORMS.get(norm, norm), len(lines) > 0, len(points) > 0), pd.DataFrame(), **frames), 330
+    )
     ends = [
         (radius, band[band["eps"] <= radius].iloc[-1]) for radius in sorted({0.0, *points.get("eps", [])})
     ]
@@ -82,16 +85,16 @@ def curve_figure(subject: Subject, norm: str) -> Figure:
     )
     alternative = f"Accuracy of {subject.defended} against {NORMS.get(norm, norm)} ε: {said}."
     name = slug(f"curve-{subject.data}_{subject.defended}-{norm}")
-    return Figure(name, caption, alternative, spec, _curve_grid(name, band))
+    return Figure(name, caption, alternative, spec, _curve_grid(name, NORMS.get(norm, norm), band))
 
 
-def _curve_grid(name: str, band: pd.DataFrame) -> Grid:
+def _curve_grid(name: str, norm: str, band: pd.DataFrame) -> Grid:
     columns = (Column("eps", "ε"), Column("certified", "certified"), Column("attacked", "attacked"))
     rows = [
         [Cell(row["eps"], number(row["eps"])), *(Cell(row[end], percent(row[end])) for end in ENDS)]
         for row in band.iloc[:: max(len(band) // 15, 1)].to_dict("records")
     ]
-    caption = "Both thick curves at some ε; each judge alone stands in a table below"
+    caption = f"Both thick curves at some ε ({norm}); each judge alone stands in a table below"
     return Grid(f"table-{name}", caption, columns, rows)
 
 
@@ -141,10 +144,11 @@ def passes_figure(subject: Subject, norm: str, eps: float) -> Figure | None:
     name = slug(f"passes-{subject.data}_{subject.defended}-{norm}-{eps:g}")
     return Figure(
         name,
-        "Accuracy left by each attack alone, on its own images, against what it has spent on a sample",
+        "Accuracy by queries: what each attack alone leaves, on its own images, against what it has spent on "
+        "a sample; a query is a forward pass",
         f"Accuracy of {subject.defended} left by each attack at {spoken(norm, eps)}: {said}.",
         spec,
-        Grid(f"table-{name}", "What each attack leaves in the end", columns, rows),
+        Grid(f"table-{name}", f"What each attack leaves in the end at {spoken(norm, eps)}", columns, rows),
     )
 
 
@@ -175,7 +179,7 @@ def overlap_figure(subject: Subject, norm: str, eps: float) -> Figure | None:
         return None
     columns = (Column("row", "of what this breaks", numeric=False), *(Column(n, n) for n in table.columns))
     rows = [
-        [Cell(name, name), *(Cell(round(float(share), 4), percent(float(share), 0)) for share in shares)]
+        [Cell(name, name), *(Cell(shown, shown) for shown in (percent(float(share), 0) for share in shares))]
         for name, shares in zip(table.index, table.to_numpy(), strict=True)
     ]
     long = table.rename_axis("row").reset_index().melt("row", var_name="column")
@@ -185,5 +189,5 @@ def overlap_figure(subject: Subject, norm: str, eps: float) -> Figure | None:
         "Of what the row's attack breaks, the per cent that the column's breaks too, on images both saw",
         f"Confusion of the attacks on {subject.defended} at {spoken(norm, eps)}; the table has every number.",
         heat_spec(long, "column", "row", "also broken"),
-        Grid(f"table-{name}", "Confusion of attacks", columns, rows),
+        Grid(f"table-{name}", f"Confusion of attacks at {spoken(norm, eps)}", columns, rows),
     )

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from bench.record import Record
+from bench.report.audits import audit_sections
 from bench.report.card import card
+from bench.report.convergence_figure import convergence_figure
+from bench.report.figures import Figure
 from bench.report.grid import Bar, Cell, Column, Grid, interval, percent, slug
 from bench.report.leaderboard import model_path, records_path
 from bench.report.model_figures import curve_figure, overlap_figure, passes_figure
 from bench.report.records_page import judge_path, minimal_grid, unfinished_grid
 from bench.report.site import Page
-from bench.report.subject import Subject, in_order, spoken
+from bench.report.subject import NORMS, Subject, in_order, spoken
 from bench.stats import wilson
 
 CLASSES = (
@@ -99,6 +103,19 @@ def threats_grid(subject: Subject) -> Grid:
     return Grid("threats", "Robust accuracy lies in [certified, attacked]", columns, rows)
 
 
+def _uncharted(record: Record) -> bool:
+    """Whether an attack's record says nothing of its course."""
+    header, kind = record.header, record.cell.judge.kind
+    return kind == "attack" and header.status == "done" and header.convergence is None
+
+
+def _searches(subject: Subject, norms: list[str]) -> list[Figure]:
+    """The courses of the attacks that seek the smallest perturbation, norm by norm."""
+    titles = {norm: f"towards the smallest perturbation in {NORMS.get(norm, norm)}" for norm in norms}
+    found = [convergence_figure(subject, norm, None, title) for norm, title in titles.items()]
+    return [figure for figure in found if figure is not None]
+
+
 def model_page(subject: Subject) -> Page:
     """The page of one model on one data set."""
     norms: list[str] = []
@@ -106,7 +123,11 @@ def model_page(subject: Subject) -> Page:
         norms = in_order(subject.outcomes["norm"].unique())
     sections: list[dict[str, Any]] = []
     for norm, eps in subject.threats:
-        figures = [passes_figure(subject, norm, eps), overlap_figure(subject, norm, eps)]
+        figures = [
+            convergence_figure(subject, norm, eps, f"at {spoken(norm, eps)}"),
+            passes_figure(subject, norm, eps),
+            overlap_figure(subject, norm, eps),
+        ]
         sections.append(
             {
                 "anchor": f"{norm}-{eps:g}",
@@ -127,7 +148,11 @@ def model_page(subject: Subject) -> Page:
             "judges": judges_matrix(subject) if subject.threats else None,
             "curves": [curve_figure(subject, norm) for norm in norms],
             "sections": sections,
+            "audits": audit_sections(subject),
+            "signs": sorted({pair for r in subject.records for pair in r.header.signs.items()}),
             "minimal": minimal_grid(subject),
+            "uncharted": sum(map(_uncharted, subject.records)),
+            "searches": _searches(subject, norms),
             "unfinished": unfinished_grid(subject),
             "card": lines,
             "card_says": sentence,

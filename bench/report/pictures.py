@@ -11,28 +11,23 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from bench.record import Record
-from bench.report.grid import percent, slug
+from bench.record import Record, panel_name
+from bench.report.grid import Picture, percent, slug
 
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One image file of the site: its place, its bytes and what it shows."""
-
-    path: str
-    content: bytes
-    alt: str
-
-
-@dataclass(frozen=True)
 class Example:
-    """Pictures that belong together, with a caption; `index` is the sample's, None where there is none."""
+    """Pictures that belong together, with a caption; `index` is the sample's, None where there is none.
+
+    views: the same image as the attack has not seen it, where it was made for views.
+    """
 
     pictures: tuple[Picture, ...]
     caption: str
     index: int | None = None
+    views: tuple[Picture, ...] = ()
 
 
 def artifact(record: Record, folders: tuple[Path, ...]) -> dict[str, Array]:
@@ -45,6 +40,19 @@ def artifact(record: Record, folders: tuple[Path, ...]) -> dict[str, Array]:
             except (SafetensorError, OSError):
                 return {}
     return {}
+
+
+def panel(folders: tuple[Path, ...], data_sha256: str) -> dict[int, Array]:
+    """The images (c, h, w) in [0, 1] that the runs kept of a data set, by their place in it."""
+    found: dict[int, Array] = {}
+    for folder in folders:
+        path = folder / "artifacts" / f"{panel_name(data_sha256)}.safetensors"
+        try:
+            kept = load_file(path)
+            found |= dict(zip(map(int, kept["index"]), kept["image"] / 255, strict=True))
+        except (SafetensorError, OSError, KeyError, ValueError):
+            continue
+    return found
 
 
 def png(image: Array) -> bytes:
@@ -70,9 +78,11 @@ def examples(record: Record, folders: tuple[Path, ...], folder: str = "images") 
     title = f"{record.cell.defended}, {record.cell.threat.label}"
     if "perturbation" in kept and kept["perturbation"].ndim == 4:
         shown, factor = magnified(kept["perturbation"][0])
-        said = f"Universal perturbation of {title}, magnified {factor:.3g} times around grey"
-        found.append(Example((Picture(f"{where}-universal.png", png(shown), said),), said))
-    if "gallery.x" in kept:
+        said = f"Universal perturbation of {title}"
+        picture = Picture(f"{where}-universal.png", png(shown), said, f"{factor:.3g} times")
+        found.append(Example((picture,), f"{title}, around grey; {_extent(kept['perturbation'][0])}"))
+    # Inputs that are no images have no pictures.
+    if "gallery.x" in kept and kept["gallery.x"].ndim == 4:
         found += [_example(kept, row, f"{where}-{row}", title) for row in range(len(kept["gallery.x"]))]
     return found
 
@@ -81,20 +91,57 @@ def _example(kept: dict[str, Array], row: int, where: str, title: str) -> Exampl
     """Original, perturbation and adversarial image of a sample; both rescaled alike beyond [0, 1]."""
     x, x_adv = kept["gallery.x"][row], kept["gallery.x_adv"][row]
     low, high = min(0.0, float(min(x.min(), x_adv.min()))), max(1.0, float(max(x.max(), x_adv.max())))
-    shown, factor = magnified(x_adv - x)
-    before, after = int(kept["gallery.clean"][row]), int(kept["gallery.predicted"][row])
-    sure, now = (
-        percent(float(kept["gallery.clean_confidence"][row])),
-        percent(float(kept["gallery.confidence"][row])),
-    )
+    change = x_adv - x
+    shown, factor = magnified(change)
     index, label = int(kept["gallery.index"][row]), int(kept["gallery.label"][row])
+    before, after = (
+        f"{int(kept[f'gallery.{name}'][row])}, {percent(float(kept[f'gallery.{sure}'][row]))}"
+        for name, sure in (("clean", "clean_confidence"), ("predicted", "confidence"))
+    )
+    span = f"{factor:.3g} times"
     pictures = (
-        Picture(f"{where}-original.png", png((x - low) / (high - low)), f"Sample {index}, class {label}"),
-        Picture(f"{where}-change.png", png(shown), f"Its perturbation, magnified {factor:.3g} times"),
         Picture(
-            f"{where}-adversarial.png", png((x_adv - low) / (high - low)), f"Sample {index} after the attack"
+            f"{where}-original.png",
+            png((x - low) / (high - low)),
+            f"Sample {index}, class {label}, taken for {before}",
+            before,
+        ),
+        Picture(f"{where}-change.png", png(shown), f"Its perturbation, magnified {factor:.3g} times", span),
+        Picture(
+            f"{where}-adversarial.png",
+            png((x_adv - low) / (high - low)),
+            f"Sample {index} after the attack, taken for {after}",
+            after,
         ),
     )
-    caption = f"{title}, sample {index}: {before} ({sure}) becomes {after} ({now})"
-    caption += f"; change magnified {factor:.3g} times"
-    return Example(pictures, caption, index)
+    caption = f"{title}, sample {index}, class {label}; {_extent(change)}"
+    return Example(pictures, caption, index, _views(kept, row, where, (low, high)))
+
+
+def _extent(change: Array) -> str:
+    """How many pixels (h, w) of a change (c, h, w) moved, and by how much at most."""
+    moved = np.abs(change).max(0) > 0
+    return f"{moved.sum()} of {moved.size} pixels changed, by at most {np.abs(change).max():.3g}"
+
+
+def _views(kept: dict[str, Array], row: int, where: str, span: tuple[float, float]) -> tuple[Picture, ...]:
+    """The views of a row that the attack has not seen, with what the model takes each for."""
+    if "views.x" not in kept or row >= len(kept["views.x"]):
+        return ()
+    low, high = span
+    found = []
+    for place, image in enumerate(kept["views.x"][row]):
+        sure = percent(float(kept["views.confidence"][row][place]), 0)
+        taken = f"{int(kept['views.predicted'][row][place])}, {sure}"
+        said = f"Held-out view {place + 1}, taken for {taken}"
+        found.append(Picture(f"{where}-view{place}.png", png((image - low) / (high - low)), said, taken))
+    return tuple(found)
+
+
+def held_out_error(record: Record, folders: tuple[Path, ...]) -> tuple[float, float] | None:
+    """The share of wrong answers on held-out views of the attack's images and of the clean ones, or None."""
+    kept = artifact(record, folders)
+    if "views.error" not in kept:
+        return None
+    attacked, clean = map(float, kept["views.error"])
+    return attacked, clean

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from bench.record import Record
-from bench.report.grid import Cell, Column, Grid, duration
+from bench.report.grid import Cell, Column, Grid, duration, slug
 from bench.report.leaderboard import records_path
 from bench.report.report import Report
 from bench.report.reproduce import command
@@ -94,11 +94,21 @@ def inputs_grid(report: Report) -> Grid:
     return Grid("inputs", "SHA-256 of what went in (of weights the first 16 digits)", columns, rows)
 
 
+def matrix_path(name: str) -> str:
+    """Where the TOML of a matrix of the user's own lies."""
+    return f"matrices/{slug(name)}.toml"
+
+
 def provenance_page(report: Report) -> Page:
     """The page that says where every number comes from."""
     return Page(
         "provenance.html",
         "Provenance",
         "provenance.html",
-        {"makers": makers_grid(report), "inputs": inputs_grid(report), "records": records_grid(report)},
+        {
+            "makers": makers_grid(report),
+            "inputs": inputs_grid(report),
+            "records": records_grid(report),
+            "matrices": [(f"{name}.toml", matrix_path(name)) for name in sorted(report.material.texts)],
+        },
     )

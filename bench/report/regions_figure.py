@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import ndimage
 
 from bench.analysis.stored import Analysis, Crossing, Plane, Regions
-from bench.report.figures import Figure, filled, rows, shape, themed
+from bench.report.figures import Figure, filled, rows, shape
 from bench.report.grid import Cell, Column, Grid, number, percent, slug
 
 # Tol's muted scheme, which colour-blind readers tell apart; regions carry their class as text as well.
@@ -136,7 +136,7 @@ def plane_figure(analysis: Analysis, result: Regions, plane: Plane) -> Figure:
         for value, count in zip(values, counts, strict=True)
     ]
     grid = Grid(f"shares-{name}", f"Classes on the plane of {plane.model}", columns, cells)
-    return Figure(name, plane.model, said, themed(spec), grid, True)
+    return Figure(name, plane.model, said, spec, grid, True)
 
 
 def regions_grid(analysis: Analysis, result: Regions) -> Grid:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from bench.analysis.stored import Analysis
 from bench.analysis.stored import read as read_analyses
 from bench.outcomes import contradictions
+from bench.report.audits import audits_of
 from bench.report.boards import Board, boards
 from bench.report.material import Material, read
 from bench.report.notebook import notebook_view
@@ -29,8 +30,9 @@ class Report:
 
     @cached_property
     def subjects(self) -> list[Subject]:
-        """The defended models, by data set and name."""
-        return subjects(self.material.records)
+        """The defended models, by data set and name, with the audits of their networks."""
+        found = subjects(self.material.records)
+        return [replace(one, audits=audits_of(one.records, self.analyses[0])) for one in found]
 
     @cached_property
     def boards(self) -> list[Board]:

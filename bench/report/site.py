@@ -19,7 +19,7 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from bench.report.figures import Figure
+from bench.report.figures import Figure, theme
 from models.errors import UserError
 
 HERE = Path(__file__).parent
@@ -47,6 +47,7 @@ def environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     env.filters["inline_json"] = inline_json
+    env.globals["theme"] = theme()
     return env
 
 

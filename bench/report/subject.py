@@ -8,6 +8,7 @@ from functools import cached_property
 
 import pandas as pd
 
+from bench.analysis.stored import Analysis
 from bench.outcomes import broken_at, certified_at, gather, verdicts
 from bench.record import Record
 from bench.tables import judges, threats
@@ -30,13 +31,14 @@ def in_order(norms: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A defended model on a data set, with all its records; `outcomes` are those of finished ones."""
+    """A defended model on a data set, with all its records and audits; `outcomes` are of finished ones."""
 
     data: str
     model: str
     defense: str
     defended: str
     records: tuple[Record, ...]
+    audits: tuple[Analysis, ...] = ()
     _verdicts: dict[tuple[str, float], pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
     _judges: dict[tuple[str, float], pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
 

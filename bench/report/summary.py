@@ -42,7 +42,7 @@ def summary_spec(report: Report) -> Spec:
     failed = sum(header.status == "failed" for header in headers) + len(report.material.unreadable)
     lines = [
         f"{len(report.subjects)} models, {done} cells done, {failed} failed or unreadable."
-        " Solid: certified; shaded: the gap; diamond: clean; lines: 95 % intervals.",
+        " Solid: certified; shaded: the gap; diamond: clean; dot: naive attacks; lines: 95 % intervals.",
     ]
     if len(boards) > BOARDS:
         lines.append(f"The first {BOARDS} of {len(boards)} leaderboards.")
@@ -72,6 +72,7 @@ def _frame(board: Board) -> pd.DataFrame:
         "certified_high",
         "attacked_low",
         "attacked_high",
+        "naive",
     ]
     named = [
         f"{spelled(int(row['best']), int(row['worst']))}   {row['defended']}   "
@@ -84,18 +85,27 @@ def _frame(board: Board) -> pd.DataFrame:
 def _panel(board: Board, number: int) -> Spec:
     more = len(board.ranked) - ROWS
     title = board.title + (f" (and {more} more)" if more > 0 else "")
-    drawn = bracket_shape()
-    legend_free = [
-        {**layer, "encoding": _without_legend(layer["encoding"]), "data": {"name": f"board{number}"}}
-        for layer in drawn["layer"]
-    ]
     step = max(11, 24 - 3 * number) if len(board.ranked) > 6 else 20
+    legend_free = [
+        {
+            **layer,
+            "mark": _fitting(layer["mark"], step),
+            "encoding": _without_legend(layer["encoding"]),
+            "data": {"name": f"board{number}"},
+        }
+        for layer in bracket_shape()["layer"]
+    ]
     panel = {
         "title": {"text": title, "anchor": "start", "fontSize": 12},
         "width": WIDTH,
         "height": {"step": step},
     }
     return {**panel, "layer": legend_free}
+
+
+def _fitting(mark: Spec, step: int) -> Spec:
+    """A mark no higher than its row."""
+    return {**mark, "height": min(mark["height"], step - 3)} if "height" in mark else mark
 
 
 def _without_legend(encoding: Spec) -> Spec:

@@ -27,11 +27,11 @@ class EncodedImages(ABC):
 
     The first image decides whether there is one channel or three, and the size where none is given; an
     image of another size then raises UserError. With a `size`, the shorter side is brought to it and
-    the middle cut out. Memory holds what is asked for alone.
+    the middle cut out, less a share of each side that is `border`. Memory holds what is asked for alone.
     """
 
-    def __init__(self, count: int, size: int | None) -> None:
-        self.count, self.size = count, size
+    def __init__(self, count: int, size: int | None, border: float = 0.0) -> None:
+        self.count, self.size, self.border = count, size, border
         self._shape: tuple[int, ...] | None = None
 
     @abstractmethod
@@ -77,7 +77,8 @@ class EncodedImages(ABC):
                 grey = opened.mode in ("1", "L", "I", "I;16")
                 picture = opened.convert(mode or ("L" if grey else "RGB"))
                 if self.size is not None:
-                    picture = ImageOps.fit(picture, (self.size, self.size), Image.Resampling.BILINEAR)
+                    square = (self.size, self.size)
+                    picture = ImageOps.fit(picture, square, Image.Resampling.BILINEAR, self.border)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
             raise CorruptImage(place, name) from None
         values = np.array(picture)

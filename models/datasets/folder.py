@@ -18,8 +18,8 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 class FolderImages(EncodedImages):
     """Image files in a fixed order."""
 
-    def __init__(self, root: Path, files: list[Path], size: int | None) -> None:
-        super().__init__(len(files), size)
+    def __init__(self, root: Path, files: list[Path], size: int | None, border: float = 0.0) -> None:
+        super().__init__(len(files), size, border)
         self.root, self.files = root, files
 
     def contents(self, places: Sequence[int]) -> list[tuple[bytes, str]]:

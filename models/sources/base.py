@@ -2,15 +2,17 @@
 
 `file:net.py:make,width=32@mean=0.13@std=0.31` calls make(width=32) of net.py and normalises its
 inputs. Images come in [0, 1]; `@box=0,255` says that the network wants them in [0, 255]; `@mean` and
-`@std`, one number or one a channel, normalise after that; `@classes=10` confirms the class count.
-`@weights=FILE` is the state dictionary to load. The same settings may stand in a TOML file beside
-the network's (net.toml beside net.py); the line wins.
+`@std`, one number or one a channel, normalise after that; `@size=224` resizes images that are not
+224 x 224, inside the model; `@classes=10` confirms the class count. `@weights=FILE` is the state
+dictionary to load. The same settings may stand in a TOML file beside the network's (net.toml beside
+net.py); the line wins.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import pickle
 import re
 import tomllib
 from collections.abc import Callable
@@ -19,13 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file as safetensors_file
 from torch import Tensor, nn
 
 from models.errors import UserError
 from models.registry import Registry, suggest
 
-SETTINGS = ("mean", "std", "box", "classes", "weights")
+SETTINGS = ("mean", "std", "size", "box", "classes", "weights")
+# Where training scripts put the weights of a network in a checkpoint.
+STATES = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
 SETTING = re.compile(rf"@({'|'.join(SETTINGS)})=")
 
 
@@ -75,10 +80,18 @@ class ModelLine:
         place = Place(where, dict(_argument(text, one) for one in arguments), _weights(text, weights))
         return ModelLine(text, source, place, settings)
 
-    def build(self) -> nn.Module:
-        """The network in eval mode, with what is declared of its inputs in front of it."""
+    def build(self, shape: tuple[int, ...] = ()) -> nn.Module:
+        """The network in eval mode, with what is declared of its inputs in front of it.
+
+        `shape` (c, h, w) of the images, where it is known, decides whether they must be resized.
+        """
         network = SOURCES[self.source](self.place).eval()
-        return Prepared.around(network, self.settings, self.text).eval()
+        return Prepared.around(network, self.settings, self.text, shape).eval()
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width that the network wants, where they are declared."""
+        return _size(self.settings, self.text)
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the weights, the settings, and the file that the network is made by."""
@@ -154,6 +167,18 @@ def _weights(text: str, weights: Any) -> Path | None:
     return path
 
 
+class Resized(nn.Module):
+    """A network behind a bilinear resize of its images (n, c, h, w) to `size`."""
+
+    def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.network, self.size = network, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.network(F.interpolate(x, self.size, mode="bilinear", align_corners=False))
+        return out
+
+
 class Prepared(nn.Module):
     """A network behind an affine map of its inputs: from [0, 1] to its box, then normalised."""
 
@@ -170,8 +195,13 @@ class Prepared(nn.Module):
         return self.network(x * self.scale + self.shift)
 
     @staticmethod
-    def around(network: nn.Module, settings: dict[str, Any], text: str) -> nn.Module:
+    def around(
+        network: nn.Module, settings: dict[str, Any], text: str, shape: tuple[int, ...] = ()
+    ) -> nn.Module:
         """The network itself where nothing is declared; raises UserError for settings that make no sense."""
+        size = _size(settings, text)
+        if size and len(shape) == 3 and shape[1:] != size:
+            network = Resized(network, size)
         low, high = _numbers(settings.get("box", (0.0, 1.0)), "box", text, 2)
         mean = _numbers(settings.get("mean", 0.0), "mean", text)
         std = _numbers(settings.get("std", 1.0), "std", text)
@@ -190,6 +220,16 @@ class Prepared(nn.Module):
         return Prepared(network, scale.reshape(shape).clone(), shift.reshape(shape).clone())
 
 
+def _size(settings: dict[str, Any], text: str) -> tuple[int, int] | None:
+    if "size" not in settings:
+        return None
+    value = settings["size"]
+    parts = tuple(value) if isinstance(value, list | tuple) else (value, value)
+    if len(parts) != 2 or not all(type(part) is int and part > 0 for part in parts):
+        raise UserError(f"'{text}': size needs one whole number or height,width, not {value!r}")
+    return parts[0], parts[1]
+
+
 def _numbers(value: Any, name: str, text: str, count: int | None = None) -> tuple[float, ...]:
     parts = value if isinstance(value, list | tuple) else (value,)
     try:
@@ -206,19 +246,36 @@ def load_state(network: nn.Module, weights: Path | None, text: str) -> nn.Module
     if weights is None:
         return network
     try:
-        state = _read_state(weights)
-        network.load_state_dict(state)
-    except (RuntimeError, OSError, ValueError, TypeError, KeyError) as error:
+        network.load_state_dict(_unprefixed(_read_state(weights), set(network.state_dict())))
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"weights {weights} hold more than tensors: save the network's state_dict(), and name that file"
+        ) from None
+    except (RuntimeError, OSError, ValueError, TypeError, KeyError, EOFError) as error:
         reason = " ".join((str(error) or type(error).__name__).split())[:200]
         raise UserError(f"weights {weights} do not fit '{text}': {reason}") from None
     return network
 
 
 def _read_state(weights: Path) -> dict[str, Tensor]:
+    """The tensors by name, from under whatever key training scripts put them."""
     if weights.suffix == ".safetensors":
         return dict(safetensors_file(weights))
     state = torch.load(weights, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    while isinstance(state, dict) and not any(isinstance(value, Tensor) for value in state.values()):
+        inner = {key: value for key, value in state.items() if isinstance(value, dict) and value}
+        named = [key for key in STATES if key in inner] or [key for key in inner if len(inner) == 1]
+        if not named:
+            raise ValueError(f"no state dictionary among {', '.join(map(str, state)) or 'nothing'}")
+        state = inner[named[0]]
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}, no state dictionary")
+    return {str(name): tensor for name, tensor in state.items()}
+
+
+def _unprefixed(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """The tensors without what parallel training and wrappers put before every name."""
+    for prefix in ("module.", "model."):
+        if not any(name.startswith(prefix) for name in wanted):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state

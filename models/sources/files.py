@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +12,9 @@ from models.errors import UserError
 from models.onnx.reader import read
 from models.onnx.runtime import Runtime, check_agreement
 from models.sources.base import SOURCES, Place
+
+# Copies of exported programs, which certificates make before they trace one, warn of torch's own code.
+warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
 
 
 class OneByOne(nn.Module):
@@ -29,8 +35,20 @@ class OneByOne(nn.Module):
         return torch.as_tensor(network(x))
 
 
+def _alone(place: Place, what: str) -> None:
+    """Raises UserError where a line gives weights or arguments to a file that holds its own."""
+    if place.weights is not None or place.arguments:
+        given = "weights" if place.weights is not None else ", ".join(place.arguments)
+        raise UserError(f"{place.text} is {what}, which holds its own weights: leave out {given}")
+
+
+def _brief(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0][:150]
+
+
 def _onnx(place: Place) -> nn.Module:
     """An ONNX file, in single precision, compared with onnxruntime on random inputs."""
+    _alone(place, "an ONNX file")
     network = read(place.path)
     low, high = torch.zeros(network.shape), torch.ones(network.shape)
     check_agreement(network, Runtime(place.path, network), low, high)
@@ -39,28 +57,44 @@ def _onnx(place: Place) -> nn.Module:
 
 def _torchscript(place: Place) -> nn.Module:
     """A file of torch.jit.save."""
+    _alone(place, "TorchScript")
     try:
         return torch.jit.load(str(place.path), map_location="cpu").eval()
     except (RuntimeError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{place.path} cannot be read as TorchScript: {reason}") from None
+        raise UserError(
+            f"{place.path} cannot be read as TorchScript ({_brief(error)}): write it by torch.jit.save, or "
+            "name a state dictionary as the weights of file:PATH.py:FUNCTION"
+        ) from None
 
 
 def _exported(place: Place) -> nn.Module:
     """A file of torch.export.save, exported in eval mode, with an open batch size or a batch of one."""
+    _alone(place, "an exported program")
+    path, level = place.path, logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        program = torch.export.load(str(place.path))
+        program = torch.export.load(str(path))
     except Exception as error:
         # torch.export raises whatever its archive reader meets.
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{place.path} cannot be read as an exported program: {reason}") from None
+        raise UserError(
+            f"{path} cannot be read as an exported program ({_brief(error)}): write it by torch.export.save "
+            "as a .pt2 file"
+        ) from None
+    finally:
+        logging.disable(level)
     network = program.module()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     shapes = [
         node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.users
     ]
-    return OneByOne(network, single=bool(shapes) and isinstance(shapes[-1][0], int) and shapes[-1][0] == 1)
+    fixed = shapes[-1][0] if shapes and isinstance(shapes[-1][0], int) else None
+    if fixed not in (None, 1):
+        raise UserError(
+            f"{path} was exported for batches of {fixed} alone: export it with one image, or with an open "
+            "batch size (dynamic_shapes)"
+        )
+    return OneByOne(network, single=fixed == 1)
 
 
 SOURCES.add("onnx", _onnx)

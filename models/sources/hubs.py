@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,17 @@ from models.sources.base import SOURCES, Place, load_state
 from models.torchvision_operators import import_torchvision
 
 
-def _package(name: str) -> Any:
+def _package(name: str, module: str = "") -> Any:
+    """A package of an extra, or a module of it; both of ours need torchvision."""
     if importlib.util.find_spec(name) is None:
         raise UserError(f"'{name}:' needs the package {name}: pip install 'rhobust[{name}]'")
-    return importlib.import_module(name)
+    import_torchvision("torchvision.models")
+    try:
+        return importlib.import_module(module or name)
+    except Exception as error:
+        # A package of this size may lack anything.
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{name} cannot be imported ({reason}): pip install 'rhobust[{name}]'") from None
 
 
 def _torchvision(place: Place) -> nn.Module:
@@ -42,28 +50,56 @@ def _torchvision(place: Place) -> nn.Module:
 
 
 def _timm(place: Place) -> nn.Module:
-    """An architecture of timm with weights from @weights=FILE."""
+    """An architecture of timm with weights from @weights=FILE or the hub's cache."""
     timm = _package("timm")
-    if place.weights is None:
-        raise UserError(f"timm:{place.text} needs @weights=FILE (nothing is downloaded)")
+    known = timm.list_models()
+    if place.text.split(".")[0] not in known:
+        raise suggest("timm model", place.text, known)
     try:
         network = timm.create_model(place.text, pretrained=False, **place.arguments)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"timm:{place.text}: {str(error).splitlines()[0]}") from None
-    return load_state(network, place.weights, f"timm:{place.text}")
+    weights = place.weights or _cached(getattr(network, "pretrained_cfg", None) or {})
+    if weights is None:
+        raise UserError(
+            f"timm:{place.text} has no weights in the hub's cache, and nothing is downloaded: "
+            "add @weights=FILE"
+        )
+    return load_state(network, weights, f"timm:{place.text}")
+
+
+def _cached(described: dict[str, Any]) -> Path | None:
+    """The weights that timm's own download would have left, in either hub's cache."""
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    folder = f"models--{str(described.get('hf_hub_id')).replace('/', '--')}"
+    checkpoint = str(described.get("url") or "").rpartition("/")[2] or "none"
+    places = [
+        *sorted(cache.glob(f"{folder}/snapshots/*/model.safetensors")),
+        *sorted(cache.glob(f"{folder}/snapshots/*/pytorch_model.bin")),
+        Path(torch.hub.get_dir()) / "checkpoints" / checkpoint,
+    ]
+    return next((place for place in places if place.is_file()), None)
 
 
 def _robustbench(place: Place) -> nn.Module:
-    """A model of RobustBench with weights from @weights=FILE."""
-    _package("robustbench")
-    architectures = importlib.import_module("robustbench.model_zoo.models").model_dicts
-    for sets in architectures.values():
-        for models in sets.values():
-            if place.text in models:
-                if place.weights is None:
-                    raise UserError(f"robustbench:{place.text} needs @weights=FILE (nothing is downloaded)")
-                return load_state(models[place.text]["model"](), place.weights, f"robustbench:{place.text}")
-    raise UserError(f"robustbench knows no model '{place.text}'")
+    """A model of RobustBench with weights from @weights=FILE or robustbench's folder `models`."""
+    architectures = _package("robustbench", "robustbench.model_zoo.models").model_dicts
+    known: set[str] = set()
+    for data, sets in architectures.items():
+        for threat, models in sets.items():
+            known |= set(models)
+            if place.text not in models:
+                continue
+            kept = Path("models") / data.value / threat.value / f"{place.text}.pt"
+            weights = place.weights or (kept if kept.is_file() else None)
+            if weights is None:
+                raise UserError(
+                    f"robustbench:{place.text} has no weights at {kept}, and nothing is downloaded: "
+                    "add @weights=FILE"
+                )
+            return load_state(models[place.text]["model"](), weights, f"robustbench:{place.text}")
+    raise suggest("robustbench model", place.text, sorted(known))
 
 
 SOURCES.add("torchvision", _torchvision)

@@ -98,14 +98,28 @@ def _python(place: Place) -> nn.Module:
         return _call(_imported(place, name), function, place)
 
 
+def _package_root(folder: Path) -> Path | None:
+    """The folder that holds the outermost package around `folder`, or None where it is in none."""
+    if not (folder / "__init__.py").is_file():
+        return None
+    while (folder / "__init__.py").is_file():
+        folder = folder.parent
+    return folder
+
+
 def _file(place: Place) -> nn.Module:
-    """A function of a Python file; the file's folder is searched first for what it imports."""
+    """A function of a Python file, which finds what lies beside it, and its package if it is in one."""
     name, colon, function = place.text.rpartition(":")
     path = Path(name).expanduser()
     if not colon or not function or path.suffix != ".py":
         raise UserError(f"write file:PATH.py:FUNCTION, not 'file:{place.text}'")
     if not path.is_file():
         raise UserError(f"no file {path}")
+    root = _package_root(path.resolve().parent)
+    if root is not None:
+        with imports_from(root):
+            dotted = ".".join(path.resolve().relative_to(root).with_suffix("").parts)
+            return _call(_imported(place, dotted), function, place)
     unique = f"rhobust_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(unique, path)
     assert spec is not None

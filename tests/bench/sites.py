@@ -17,13 +17,13 @@ PROOF = {"kind": "certificate"}
 CLEAN = [True] * 11 + [False]
 
 
-def save(folder: Path, *records: Record, matrix: str = "ci") -> Path:
+def save(folder: Path, *records: Record, matrix: str = "ci", text: str = "") -> Path:
     """A run of these records under `folder`."""
     store = Store(folder)
     for record in records:
         store.put(record)
     cells = [record.cell.id for record in records]
-    store.save_run(RunFile(matrix=matrix, cells=cells, skips=[("lenet+polytope", "max pooling")]))
+    store.save_run(RunFile(matrix=matrix, cells=cells, skips=[("lenet+polytope", "max pooling")], text=text))
     return folder
 
 

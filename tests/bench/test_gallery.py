@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from attacks.eot import EOT, survival
 from attacks.pgd import PGD
-from bench.gallery import gallery
+from attacks.rp2 import RP2
+from attacks.turtle import Turtle
+from bench.gallery import DRAWS, VIEWS, gallery, held_out
 from models.base import Batch, Classifier
 from models.randomness import Randomness
 from models.threat import ThreatModel
+from models.threats import threat_named
 from tests.builders import linear
 
 
@@ -40,3 +44,48 @@ def test_nothing_broken_keeps_nothing() -> None:
     batch = Batch(torch.tensor([[0.9, 0.1]]), torch.tensor([1]), torch.tensor([0]))
     result = PGD(steps=2, restarts=1).run(model, batch, ThreatModel("linf", "0.1"), Randomness(0))
     assert gallery(model, batch, result) == {}
+
+
+def pictures() -> tuple[Classifier, Batch]:
+    """A net that asks whether the upper half is brighter than the lower, and 8 x 8 images of class 0."""
+    weight = torch.cat([torch.ones(32), -torch.ones(32)])
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2, bias=False))
+    net[1].weight.data = torch.stack([weight, -weight])
+    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
+    x[:, :, :4] += 0.1
+    return Classifier(net, num_classes=2, name="halves"), Batch(
+        x, torch.zeros(5).long(), torch.arange(5) + 40
+    )
+
+
+def test_views_that_an_attack_has_not_seen_are_judged_like_any_others() -> None:
+    model, batch = pictures()
+    for attack, threat in (
+        (EOT(steps=6, draws=2), ThreatModel("linf", 0.2)),
+        (Turtle(steps=6, draws=2), ThreatModel("linf", 0.2)),
+        (RP2(steps=6, draws=2), threat_named("mask", 0.5, model.box)),
+    ):
+        result = attack.run(model, batch, threat, Randomness(3))
+        assert bool(result.success.any())
+        kept = held_out(model, batch, result, attack, Randomness(3))
+        rows = len(gallery(model, batch, result)["gallery.index"])
+        assert kept["views.x"].shape == (rows, VIEWS, 1, 8, 8)
+        sure = model.logits(kept["views.x"].flatten(0, 1)).softmax(1).max(1)
+        assert torch.equal(sure.indices.reshape(rows, VIEWS), kept["views.predicted"])
+        assert torch.allclose(sure.values.reshape(rows, VIEWS), kept["views.confidence"])
+        views = attack.scene if isinstance(attack, Turtle) else attack.transform
+        fresh = Randomness(3).child("held out")
+        shares = [survival(model, batch, x, views, fresh, DRAWS).mean() for x in (result.x_adv, batch.x)]
+        assert torch.allclose(kept["views.error"].double(), torch.stack(shares), atol=1e-6)
+        assert kept["views.error"][0] > kept["views.error"][1]
+        assert torch.equal(held_out(model, batch, result, attack, Randomness(3))["views.x"], kept["views.x"])
+        assert not torch.equal(
+            held_out(model, batch, result, attack, Randomness(4))["views.x"], kept["views.x"]
+        )
+
+
+def test_an_attack_of_no_views_keeps_none() -> None:
+    model, batch = pictures()
+    attack = PGD(restarts=1)
+    result = attack.run(model, batch, ThreatModel("linf", 0.2), Randomness(0))
+    assert held_out(model, batch, result, attack, Randomness(0)) == {}

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import bench.cli
 from bench.plan import Filters, make_plan, with_own
@@ -83,6 +84,40 @@ def test_evaluate_takes_zoo_names_and_refuses_other_shapes(
     assert errors.count("\n") == 1
 
 
+def test_what_looks_wrong_with_a_model_is_said_before_the_bracket(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, options = f"file:{folder}/net.py:make", ("--eps", "0.01", "--limit", "40", "--attack", "fgsm")
+    images = f"npz:{folder}/images.npz"
+    code, shown, errors = inside(capsys, "evaluate", f"{own}@mean=0.5@std=0.01", "--data", images, *options)
+    assert (code, shown.splitlines()[0][:6], errors.count("\n")) == (0, "clean:", 1)
+    assert errors.startswith("note: scaling: the first layer sees values from -20 to 20")
+    arrays = dict(np.load(folder / "images.npz"))
+    np.savez(folder / "turned.npz", images=arrays["images"], labels=(arrays["labels"] + 1) % 3)
+    code, _, errors = inside(capsys, "evaluate", own, "--data", f"npz:{folder}/turned.npz", *options)
+    assert code == 0
+    assert errors == (
+        "note: class order: 0 % of 40 images are right, but 100 % with labels renamed: bring them into the "
+        "order of the logits\n"
+    )
+
+
+def test_weights_and_a_time_limit_are_options(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own, images = f"file:{folder}/net.py:make", f"npz:{folder}/images.npz"
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    weight = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    network.load_state_dict({"1.weight": -weight, "1.bias": torch.zeros(3)})
+    torch.save(network.state_dict(), folder / "other.pth")
+    options = ("--data", images, "--eps", "0.01", "--limit", "40", "--attack", "fgsm", "--certify", "ibp")
+    code, shown, _ = inside(capsys, "evaluate", own, *options, "--weights", folder / "other.pth")
+    assert (code, shown.splitlines()[0]) == (0, "clean: 0.0 % of 40 images")
+    code, shown, errors = inside(capsys, "evaluate", own, *options, "--seconds", "100")
+    assert (code, errors, " 40 " in shown.splitlines()[2]) == (0, "", True)
+    code, _, errors = inside(capsys, "evaluate", own, *options, "--seconds", "0.0000001")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "no image is judged after 1e-07 seconds: give more" in errors
+
+
 MISTAKES = {
     "model": (("lenett",), "unknown model 'lenett'"),
     "source": (("fil:net.py:make",), "unknown model source 'fil'"),
@@ -90,6 +125,11 @@ MISTAKES = {
     "eps": (("lenet", "--eps", "many"), "eps"),
     "norm": (("lenet", "--norm", "l7", "--limit", "3"), "l7"),
     "limit": (("lenet", "--limit", "0"), "--limit must be at least 1, not 0"),
+    "weights of the zoo": (("lenet", "--weights", "a.pt"), "--weights goes with a model of your own"),
+    "a file": (("net.py",), "write file:net.py:FUNCTION"),
+    "parameter": (("lenet", "--attack", "pgd(step=3)"), "unknown parameter of attack pgd 'step'"),
+    "seconds": (("lenet", "--seconds", "0", "--limit", "3"), "seconds must be a number above 0, not 0"),
+    "imagenet": (("lenet", "--data", "imagenet", "--data-root", "absent"), "it cannot be downloaded: put"),
     "attack": (("lenet", "--attack", "pgdd", "--limit", "3"), "unknown attack 'pgdd'"),
 }
 

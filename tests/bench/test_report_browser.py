@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
+from bench.analysis.stored import save as keep
 from bench.report.build import build, build_comparison, write_pages
 from bench.report.comparison import sides
 from bench.report.leaderboard import leaderboard_page
 from bench.report.report import Report
 from tests.bench.sites import a_run, failed, numbers, random_records, save, some_records
+from tests.bench.test_report_audits import audited
+from tests.bench.test_report_convergence import charted
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -114,8 +117,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *some_records("lenet", "adversarial-pgd", shift=0.04),
         *some_records("conv-small"),
         *some_records(EVIL),
+        charted("apgd", 0.5),
+        charted("cw", 1.0, eps=None),
         failed("pgd", model="dead"),
     )
+    keep(run, audited("lenet", "noise beyond gradients", EVIL))
     build(Report.of(run), folder / "site")
     return folder / "site"
 
@@ -203,6 +209,20 @@ def test_a_script_in_a_name_stays_text(browser: Browser, site: Path) -> None:
     assert "<script>" in drawn
 
 
+def test_a_figure_that_is_no_file_can_be_saved_from_the_page(browser: Browser, site: Path) -> None:
+    browser.width(WIDE)
+    browser.open(site / "models" / "mnist5k_lenet.html")
+    saved = browser.driver.execute_async_script(
+        """
+        const done = arguments[0], figure = document.querySelector("figure[id^='figure-course']");
+        HTMLAnchorElement.prototype.click = function () { done([this.download, this.href.slice(0, 19)]); };
+        figure.querySelector(".downloads button").click();
+        """
+    )
+    assert saved[0] == "course-mnist5k_lenet-linf-least.svg"
+    assert saved[1].startswith(("data:image/svg", "blob:"))
+
+
 def test_no_page_complains_or_asks_the_network(browser: Browser, site: Path) -> None:
     browser.complaints()
     for page in sorted(site.rglob("*.html")):
@@ -240,7 +260,7 @@ def test_axe_finds_nothing_serious_on_any_kind_of_page(
     engine = (Path(AXE.origin).parent / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
     browser.width(pixels, dark)
     kinds = ["index.html", "leaderboards", "models", "records", "judges", "transfer.html", "game.html"]
-    for kind in [*kinds, "provenance.html", "downloads.html"]:
+    for kind in [*kinds, "provenance.html", "downloads.html", "analyses.html"]:
         page = next(iter(sorted((site / kind).glob("*.html")))) if (site / kind).is_dir() else site / kind
         browser.open(page)
         browser.driver.execute_script("document.querySelectorAll('details').forEach((d) => d.open = true)")

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from PIL import Image
 
 from bench.paired import paired
+from bench.record import panel_name
 from bench.report.build import build_comparison
 from bench.report.comparison import brackets, changed, judges, sides, unmatched
 from models.errors import UserError
-from tests.bench.builders import attacked, cell, proved
+from tests.bench.builders import PROVENANCE, attacked, cell, proved
 from tests.bench.commands import command
 from tests.bench.sites import PROOF, broken_links, numbers, parsed, save, some_records
 
@@ -78,7 +80,8 @@ def test_each_judge_is_compared_with_itself(tmp_path: Path) -> None:
 
 def test_the_samples_that_changed_are_named(tmp_path: Path) -> None:
     frame = changed(*sides(a_pair(tmp_path))).set_index("index")
-    assert list(frame.index) == [0, *range(5, 13), 14]
+    # Of the same weights what was settled and is open now comes first.
+    assert list(frame.index) == [0, 14, *range(5, 13)]
     assert (frame.loc[0, "before"], frame.loc[0, "after"]) == ("broken", "open")
     assert (frame.loc[14, "before"], frame.loc[14, "after"]) == ("certified", "open")
 
@@ -159,6 +162,36 @@ def test_the_pictures_of_changed_samples_are_shown_and_no_others(tmp_path: Path)
     # Sample 0 changed, sample 1 is broken on both sides.
     assert len(list((tmp_path / "site" / "images").rglob("*.png"))) == 3
     text = parsed(tmp_path / "site" / "pair-1.html").text
-    assert "sample 0: 3 (100.0 %)" in text
-    assert "sample 1:" not in text
+    assert "pgd: lenet, linf-0.1, sample 0, class 3" in text
+    assert "sample 1," not in text
     assert broken_links(tmp_path / "site") == []
+
+
+def test_a_changed_sample_has_the_image_that_its_run_kept(tmp_path: Path) -> None:
+    first, second = a_pair(tmp_path)
+    (tmp_path / "a" / "artifacts").mkdir()
+    path = tmp_path / "a" / "artifacts" / f"{panel_name(PROVENANCE.data_sha256)}.safetensors"
+    images = np.arange(32, dtype=np.uint8).reshape(2, 1, 4, 4)
+    safetensors.numpy.save_file({"index": np.array([1, 14]), "image": images}, path)
+    build_comparison(sides([first, second]), tmp_path / "site")
+    (shown,) = (tmp_path / "site" / "images").rglob("*.png")
+    assert shown.name == "14.png"
+    assert np.asarray(Image.open(shown)).tolist() == images[1, 0].tolist()
+    (table,) = [
+        d
+        for d in parsed(tmp_path / "site" / "pair-1.html").all("div")
+        if d.attributes.get("id") == "changed-1"
+    ]
+    (image,) = table.all("img")
+    assert image.attributes["alt"] == "Image 14, unperturbed"
+    assert broken_links(tmp_path / "site") == []
+
+
+def test_the_cost_is_compared_on_the_judges_that_all_sides_finished(tmp_path: Path) -> None:
+    build_comparison(sides(a_pair(tmp_path)), tmp_path / "site")
+    first, second = numbers(tmp_path / "site" / "index.html", "cost")
+    # Four cells of 1.5 s each, three of them shared.
+    assert [float(row["seconds"]) for row in (first, second)] == [6.0, 6.0]
+    assert [float(row["shared"]) for row in (first, second)] == [4.5, 4.5]
+    assert float(second["ratio"]) == 1.0
+    assert [int(row["passes"]) for row in (first, second)] == [3 * 16 * 5, 3 * 16 * 5]

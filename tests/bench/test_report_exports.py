@@ -25,7 +25,7 @@ from bench.report.reproduce import command
 from bench.spec import read_matrix
 from tests.bench import builders
 from tests.bench.builders import attacked, cell, proved
-from tests.bench.sites import PROOF, a_run, numbers, random_records, save
+from tests.bench.sites import PROOF, a_run, broken_links, numbers, parsed, random_records, save, some_records
 
 NAME = "leaderboard-mnist5k-linf-0.1"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -53,7 +53,7 @@ def test_every_form_of_a_table_holds_the_same_rows(site: Path) -> None:
         shown = f"{100 * float(row['attacked']):.1f}"
         assert shown + r" \%" in line
         assert f"{shown} %" in other
-        assert line.count(" & ") == 12
+        assert line.count(" & ") == 14
     assert all(name in tex for name in (r"\toprule", r"\begin{tabular}", "booktabs"))
 
 
@@ -185,6 +185,20 @@ def test_the_command_of_an_own_model_and_matrix_is_quoted() -> None:
     )
 
 
+def test_a_matrix_of_the_users_own_lies_beside_the_commands_that_read_it(tmp_path: Path) -> None:
+    run = save(tmp_path / "run", *some_records(), matrix="my own", text="data = 'mnist5k'\n")
+    build(Report.of(run), tmp_path / "site")
+    (path,) = (tmp_path / "site" / "matrices").iterdir()
+    assert path.read_text() == "data = 'mnist5k'\n"
+    assert "--matrix 'my own.toml'" in parsed(tmp_path / "site" / "provenance.html").text
+    assert broken_links(tmp_path / "site") == []
+    # A run of before it was kept says nothing of it.
+    older = json.loads((run / "run.json").read_text())
+    del older["text"]
+    (run / "run.json").write_text(json.dumps(older))
+    assert Report.of(run).material.texts == {}
+
+
 def test_pictures_are_files_of_the_attack_s_page(tmp_path: Path) -> None:
     made = attacked(cell("pgd"), [0.05, None, None, None])
     run = save(tmp_path / "run", made)
@@ -201,7 +215,47 @@ def test_pictures_are_files_of_the_attack_s_page(tmp_path: Path) -> None:
     assert shown["change"].getpixel((0, 0)) == 255
     assert shown["change"].getpixel((1, 1)) == 128
     text = (tmp_path / "site" / "judges" / "pgd.html").read_text()
-    assert "sample 0: 3 (90.0 %) becomes 5 (60.0 %); change magnified 5 times" in text
+    for said in (
+        'alt="Sample 0, class 3, taken for 3, 90.0 %"',
+        'alt="Its perturbation, magnified 5 times"',
+        'alt="Sample 0 after the attack, taken for 5, 60.0 %"',
+        "sample 0, class 3; 1 of 16 pixels changed, by at most 0.1",
+    ):
+        assert said in text
+
+
+def test_inputs_that_are_no_images_have_no_pictures(tmp_path: Path) -> None:
+    made = attacked(cell("pgd"), [0.05, None, None, None])
+    run = save(tmp_path / "run", made)
+    flat = {k: v.reshape(1, -1) if k in ("gallery.x", "gallery.x_adv") else v for k, v in _kept().items()}
+    (run / "artifacts").mkdir()
+    safetensors.numpy.save_file(
+        {**flat, "perturbation": np.zeros((1, 48), dtype=np.float32)},
+        run / "artifacts" / f"{made.cell.id}.safetensors",
+    )
+    build(Report.of(run), tmp_path / "site")
+    assert not (tmp_path / "site" / "images").exists()
+
+
+def test_views_that_the_attack_has_not_seen_stand_below_their_picture(tmp_path: Path) -> None:
+    made = attacked(cell("turtle"), [0.05, None, None, None])
+    run = save(tmp_path / "run", made)
+    views = {
+        "views.x": np.stack([np.zeros((1, 4, 4)), np.ones((1, 4, 4))])[None].astype(np.float32),
+        "views.predicted": np.array([[5, 3]]),
+        "views.confidence": np.array([[0.75, 0.5]], dtype=np.float32),
+        "views.error": np.array([0.625, 0.125], dtype=np.float32),
+    }
+    (run / "artifacts").mkdir()
+    safetensors.numpy.save_file({**_kept(), **views}, run / "artifacts" / f"{made.cell.id}.safetensors")
+    build(Report.of(run), tmp_path / "site")
+    page = tmp_path / "site" / "judges" / "turtle.html"
+    (row,) = numbers(page, "views")
+    assert (float(row["attacked"]), float(row["clean"]), row["n"]) == (0.625, 0.125, "4")
+    alts = [image.attributes["alt"] for image in parsed(page).all("img")]
+    assert "Held-out view 1, taken for 5, 75 %" in alts
+    assert "Held-out view 2, taken for 3, 50 %" in alts
+    assert broken_links(tmp_path / "site") == []
 
 
 def _kept() -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import torch
 
 import bench.cli
 import bench.optimality as module
-from bench.evaluation import Contradiction
+from bench.bracket import Contradiction
 from bench.optimality import optimality
 from certify.smallest import Smallest
 from models.errors import UserError
@@ -36,7 +36,7 @@ def test_attacks_on_a_linear_network_are_measured_against_its_closed_form(linear
     for name in found.attacks:
         assert (samples[name].dropna() >= samples["lower"][samples[name].notna()]).all()
     table = found.table().set_index("attack")
-    assert list(table.index) == ["deepfool", "fab", "fmn", "cw", "proven minimum"]
+    assert list(table.index) == ["deepfool", "fab", "fmn", "cw", "minimum-norm", "proven minimum"]
     assert table.loc["fab", "within 1 %"] == "100 %"
     assert table.loc["proven minimum", "optimality"] == "1"
 

@@ -192,8 +192,16 @@ def test_the_transfer_matrix() -> None:
     assert math.isnan(frame.loc["b", "rmsd"])
 
 
-def test_the_sources_of_a_defended_model_keep_their_whole_name() -> None:
-    source = "conv-small+adversarial-pgd"
+def test_examples_of_other_attacks_stay_out_of_the_transfer_matrix() -> None:
+    """The unaware attacks of a defended model would be averaged with transfer's own, of all models."""
+    unaware = {"source": "a", "attack": "pgd(restarts=1)"}
+    more = attacked(cell("transfer", model="b", chosen=unaware), [None] * 4)
+    (table,), (with_more,) = transfers(outcomes(*crossed())), transfers(outcomes(*crossed(), more))
+    assert with_more.frame.equals(table.frame)
+
+
+@pytest.mark.parametrize("source", ["conv-small+adversarial-pgd", "conv-small+interval(eps=0.3,warm=0.1)"])
+def test_the_sources_of_a_defended_model_keep_their_whole_name(source: str) -> None:
     one = attacked(cell("transfer", chosen={"source": source, "attack": "pgd"}), [0.1])
     (table,) = transfers(outcomes(one))
     assert table.frame["source"].tolist() == [source]

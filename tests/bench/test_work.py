@@ -173,6 +173,23 @@ def test_the_header_says_where_the_numbers_come_from(plant) -> None:
     assert header.provenance.device == "cpu"
 
 
+def test_a_record_keeps_the_course_of_its_attack_where_it_was_traced(
+    plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = plant(of())
+    course, frame = record.header.convergence, record.outcomes
+    assert course is not None
+    assert course.n == frame["clean"].sum()
+    assert course.success[-1] == pytest.approx(frame.loc[frame["clean"], "success"].mean(), abs=1e-6)
+    # The loss of the points returned is minus their margin; one look before them, the last is the best.
+    assert course.loss[-1] >= -frame.loc[frame["clean"], "margin"].mean() - 1e-4
+    monkeypatch.setattr(work, "TRACED", 11)
+    untraced = plant(of())
+    assert untraced.header.convergence is None
+    pd.testing.assert_frame_equal(untraced.outcomes, frame)
+    assert plant(of("ibp", kind="certificate")).header.convergence is None
+
+
 def test_fewer_images_are_the_first_rows_of_more(plant) -> None:
     few, many = (plant(of(images=images), attack=FGSM()).outcomes for images in (5, 12))
     # Up to what another batch size does to the rounding of a matrix product.

@@ -52,7 +52,7 @@ def test_what_cannot_be_read_is_said(text: str, words: str) -> None:
     [
         ("a(ep=1)", "did you mean eps"),
         ("a(eps=big)", "is a number"),
-        ("a(eps=-1)", "is a number"),
+        ("a(eps=-1)", "is a number from 0 up"),
         ("a(steps=1.5)", "whole number"),
         ("a(fast=1)", "true or false"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 import models.data
+from bench import evaluate
 from models.base import Batch
 from models.discover import import_modules
 from models.errors import UserError
 from models.sources.base import SOURCES, ModelLine
-from models.sources.probe import open_model
+from models.sources.opening import open_model
 from tests.models.onnx_files import File
 
 import_modules("models.sources")
@@ -86,6 +88,21 @@ def test_a_file_is_called_with_the_arguments_of_the_line(folder: Path) -> None:
     assert texts.arguments == {"sizes": (3, 4), "name": "wide", "deep": True}
 
 
+def test_images_of_another_size_are_resized_inside_the_model(folder: Path) -> None:
+    plain = f"file:{folder}/net.py:make"
+    small, large = images().x, torch.rand(5, 1, 12, 9, generator=torch.Generator().manual_seed(2))
+    network = ModelLine.parse(plain).build()
+    wanted = torch.nn.functional.interpolate(large, (6, 6), mode="bilinear")
+    opened = open_model(f"{plain}@size=6", Batch.of(large, torch.zeros(5, dtype=torch.int64)), 3)
+    assert torch.allclose(opened.classifier(large), network(wanted), atol=1e-5)
+    assert "resizes 12 x 9 images to 6 x 6" in opened.notes[0]
+    same = open_model(f"{plain}@size=6,6", images(), 3)
+    assert torch.equal(same.classifier(small), network(small))
+    assert same.notes == ()
+    normalised = open_model(f"{plain}@size=6@mean=0.5", Batch.of(large, torch.zeros(5, dtype=torch.int64)), 3)
+    assert torch.allclose(normalised.classifier(large), network(wanted - 0.5), atol=1e-5)
+
+
 def test_what_is_declared_stands_in_front_of_the_network(folder: Path) -> None:
     plain = f"file:{folder}/net.py:make,channels=3"
     x = images(channels=3).x
@@ -120,6 +137,29 @@ def test_weights_are_loaded_from_their_file(suffix: str, folder: Path) -> None:
     assert "\n" not in str(mistake.value)
 
 
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "net", "anything"])
+def test_weights_are_found_in_a_checkpoint(key: str, folder: Path) -> None:
+    wanted = ModelLine.parse(f"file:{folder}/net.py:make,seed=9").build().state_dict()
+    path = folder / "checkpoint.pth"
+    torch.save(
+        {"epoch": 3, "optimizer": {}, key: {f"model.{name}": one for name, one in wanted.items()}}, path
+    )
+    found = ModelLine.parse(f"file:{folder}/net.py:make@weights={path}").build().state_dict()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+def test_a_pickled_network_is_not_loaded_as_weights(folder: Path) -> None:
+    torch.save(nn.Linear(2, 2), folder / "whole.pt")
+    torch.save([1, 2], folder / "list.pt")
+    for name, said in (
+        ("whole.pt", r"hold more than tensors: save the network's state_dict\(\)"),
+        ("list.pt", "a list"),
+    ):
+        with pytest.raises(UserError, match=said) as mistake:
+            ModelLine.parse(f"file:{folder}/net.py:make@weights={folder}/{name}").build()
+        assert "\n" not in str(mistake.value)
+
+
 def test_a_package_of_the_users_own_called_models_is_found_and_ours_stays(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +175,24 @@ def test_a_package_of_the_users_own_called_models_is_found_and_ours_stays(
     assert sys.modules["models.data"] is ours
     assert sys.path == path
     assert not hasattr(sys.modules["models"], "MINE")
+
+
+def test_a_file_inside_a_package_called_models_finds_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "own" / "models"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("", encoding="utf-8")
+    (package / "layers.py").write_text(CODE, encoding="utf-8")
+    code = "from models.layers import make as one\nfrom .layers import make as two\n"
+    (package / "net.py").write_text(f"{code}def both():\n    assert one is two\n    return one()\n")
+    ours = sys.modules["models"]
+    for place in (tmp_path, tmp_path / "own"):
+        monkeypatch.chdir(place)
+        line = f"file:{package.relative_to(place)}/net.py:both"
+        assert ModelLine.parse(line).build()(images().x).shape == (20, 3)
+    assert sys.modules["models"] is ours
+    assert not hasattr(ours, "layers")
 
 
 def test_two_folders_may_hold_files_of_one_name(tmp_path: Path) -> None:
@@ -162,6 +220,56 @@ def test_files_that_hold_a_whole_network(folder: Path) -> None:
         found = open_model(f"{source}:{folder}/{name}", images(), 3).classifier
         assert torch.allclose(found.logits(x), network(x), atol=1e-5)
         found.eval()
+        judged = evaluate(found, x, network(x).argmax(1), eps=0.1, attacks=["fgsm"], certificates=["ibp"])
+        honest = evaluate(network, x, network(x).argmax(1), eps=0.1, attacks=["fgsm"], certificates=[])
+        assert judged.attacked == honest.attacked < 1
+    torch.export.save(torch.export.export(network, (x[:3],)), str(folder / "three.pt2"))
+    with pytest.raises(UserError, match="exported for batches of 3 alone: export it with one image"):
+        open_model(f"exported:{folder}/three.pt2", images(), 3)
+    with pytest.raises(UserError, match="holds its own weights: leave out weights"):
+        open_model(f"torchscript:{folder}/net.pt@weights={folder}/net.pt", images(), 3)
+
+
+TIMM = """
+from torch import nn
+
+def list_models():
+    return ["tiny", "small"]
+
+def create_model(name, pretrained, classes=3):
+    assert not pretrained
+    network = nn.Sequential(nn.Flatten(), nn.Linear(36, classes))
+    network.pretrained_cfg = {"hf_hub_id": "timm/tiny.a1", "url": "https://example.org/tiny-1.pth"}
+    return network
+"""
+
+
+@pytest.fixture
+def timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A small package called timm, and empty caches."""
+    (tmp_path / "timm.py").write_text(TIMM, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    yield tmp_path
+    sys.modules.pop("timm", None)
+
+
+def test_timm_takes_weights_from_a_file_or_a_cache_and_downloads_nothing(timm: Path) -> None:
+    with pytest.raises(UserError, match="nothing is downloaded: add @weights=FILE"):
+        open_model("timm:tiny", images(), 3)
+    with pytest.raises(UserError, match="unknown timm model 'tinny': did you mean tiny"):
+        open_model("timm:tinny", images(), 3)
+    wanted = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    cache = timm / "hub" / "hub" / "models--timm--tiny.a1" / "snapshots" / "0123"
+    checkpoints = timm / "torch" / "hub" / "checkpoints"
+    for place, name in ((checkpoints, "tiny-1.pth"), (cache, "pytorch_model.bin"), (timm, "mine.pth")):
+        place.mkdir(parents=True, exist_ok=True)
+        wanted[1].bias.data += 1
+        torch.save(wanted.state_dict(), place / name)
+        line = "timm:tiny@weights=" + str(place / name) if name == "mine.pth" else "timm:tiny"
+        assert torch.allclose(open_model(line, images(), 3).classifier(images().x), wanted(images().x))
 
 
 def test_an_onnx_file_is_a_model_too(tmp_path: Path) -> None:
@@ -195,6 +303,8 @@ MISTAKES = {
     "no network": ("file:{}/net.py:not_a_network", "returned int: return the torch.nn.Module"),
     "failing": ("file:{}/net.py:failing", "KeyError: 'weights.pt'"),
     "probabilities": ("file:{}/net.py:probabilities", "returned probabilities"),
+    "size": ("file:{}/net.py:make@size=big", "size needs one whole number or height,width, not 'big'"),
+    "sizes": ("file:{}/net.py:make@size=3,4,5", "size needs one whole number or height,width"),
     "mixed samples": ("file:{}/net.py:mixing", "other logits alone than in a batch"),
     "channels": ("file:{}/net.py:make,channels=3", "needs 3 channels, the images have 1"),
     "declared classes": ("file:{}/net.py:make@classes=7", "returns 3 logits, not the 7 declared"),
@@ -236,38 +346,6 @@ def test_dropout_is_switched_off_and_noise_is_noted(folder: Path) -> None:
     noisy = open_model(f"file:{folder}/net.py:noisy", images(), 3)
     assert noisy.classifier.stochastic
     assert "answers differently" in noisy.notes[0]
-
-
-def test_missing_and_double_normalisation_are_noticed(tmp_path: Path) -> None:
-    """A network that thresholds the mean of images normalised by 0.7 and 0.05, on images around 0.7."""
-    generator = torch.Generator().manual_seed(1)
-    level = 0.7 + 0.05 * (2 * torch.rand(80, 1, 1, 1, generator=generator) - 1)
-    x = level.expand(80, 1, 6, 6).contiguous()
-    y = (level.flatten() > 0.7).long()
-    code = "\n".join(
-        (
-            "from torch import nn",
-            "def make():",
-            "    layers = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))",
-            "    nn.init.zeros_(layers[1].bias)",
-            "    layers[1].weight.data[0] = -1.0",
-            "    layers[1].weight.data[1] = 1.0",
-            "    return layers",
-            "def normalising():",
-            "    return nn.Sequential(Shift(), make())",
-            "class Shift(nn.Module):",
-            "    def forward(self, x):",
-            "        return (x - 0.7) / 0.05",
-        )
-    )
-    (tmp_path / "net.py").write_text(code, encoding="utf-8")
-    batch = Batch.of(x, y)
-    missing = open_model(f"file:{tmp_path}/net.py:make", batch, 2).notes
-    assert any("add @mean=0.7" in note for note in missing)
-    double = open_model(f"file:{tmp_path}/net.py:normalising@mean=0.7@std=0.05", batch, 2).notes
-    assert any("leave out mean, std and box" in note for note in double)
-    for right in ("make@mean=0.7@std=0.05", "normalising"):
-        assert open_model(f"file:{tmp_path}/net.py:{right}", batch, 2).notes == ()
 
 
 def test_every_source_says_what_it_reads() -> None:

@@ -5,7 +5,8 @@
   // A cell's number in full, or what it says where that is the same.
   function value(row, place) {
     const cell = row.cells[place];
-    return "value" in cell.dataset ? cell.dataset.value : cell.textContent.trim();
+    const text = "value" in cell.dataset ? cell.dataset.value : cell.textContent.trim();
+    return text === "–" ? "" : text;
   }
 
   function order(place, numeric, descending) {
@@ -13,7 +14,7 @@
       let x = value(a, place), y = value(b, place);
       // What has no value stays last either way.
       if (x === "" || y === "") return (x === "") - (y === "");
-      if (numeric) { x = Number(x); y = Number(y); }
+      if (numeric) { x = parseFloat(x); y = parseFloat(y); }
       const sign = numeric ? x - y : x.localeCompare(y, "en", { numeric: true });
       return descending ? -sign : sign;
     };
@@ -111,14 +112,38 @@
     }
   }
 
+  // A figure that is no file of the site can be saved from the page.
+  function offer(place, view) {
+    const caption = place.closest("figure").querySelector("figcaption");
+    if (caption.querySelector(".downloads")) return;
+    const group = document.createElement("span");
+    group.className = "downloads";
+    for (const kind of ["svg", "png"]) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = "Save as " + kind.toUpperCase();
+      button.addEventListener("click", () => view.toImageURL(kind, 2).then((address) => {
+        const link = document.createElement("a");
+        link.href = address;
+        link.download = place.dataset.spec.replace(/^spec-/, "") + "." + kind;
+        link.click();
+      }));
+      group.append(button, " ");
+    }
+    caption.append(" ", group);
+  }
+
   function draw(places) {
     const next = places.shift();
     if (!next) { document.documentElement.dataset.drawn = "yes"; return; }
     const spec = JSON.parse(document.getElementById(next.dataset.spec).textContent);
+    spec.config = JSON.parse(document.getElementById("theme").textContent);
     if (next.clientWidth < 520) spec.config.axis.labelLimit = 130;
+    // Vega-Lite fits single charts to their place, charts above one another it does not.
+    (spec.vconcat || []).forEach((one) => { one.width = Math.max(next.clientWidth - 90, 120); });
     const options = { renderer: "svg", actions: false, mode: "vega-lite" };
     window.vegaEmbed(next, spec, options)
-      .then(() => hush(next))
+      .then((made) => { hush(next); offer(next, made.view); })
       .catch((error) => console.error(error))
       .then(() => setTimeout(draw, 0, places));
   }

@@ -1,0 +1,274 @@
+"""Attacks and certificates on one batch, each on the samples that those before it left, within a time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from attacks.base import ATTACKS, Attack
+from certify.base import CERTIFIERS, Certifier
+from models.base import Batch, Classifier, frozen
+from models.discover import import_modules
+from models.errors import NotApplicable, UserError
+from models.naming import read_terms
+from models.randomness import Randomness
+from models.registry import Registry
+from models.threat import ThreatModel
+
+for room in ("attacks", "certify"):
+    import_modules(room)
+
+ATTACK_ORDER = ("fgsm", "strongest", "rotation-translation", "corruptions", "patch", "rp2")
+CERTIFICATE_ORDER = ("ibp", "polytope", "crown", "alpha-crown")
+COLUMNS = ["index", "judge", "kind", "success", "distance", "lower", "certified", "seconds"]
+# Under a time limit, pieces are as large as a quarter of what is left of it allows, and no larger than this.
+PIECE = 64
+J = TypeVar("J", Attack, Certifier)
+
+
+class Contradiction(UserError):
+    """A certified sample that an attack breaks: one of the two is wrong, and no number can be trusted."""
+
+
+class TimeIsUp(Exception):
+    """The model is asked after the time given for judging it."""
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Attacks and certificates in the order in which they run, by the names that rows give them."""
+
+    attacks: dict[str, Attack]
+    certificates: dict[str, Certifier]
+
+    @staticmethod
+    def named(attacks: Sequence[str] | None, certificates: Sequence[str] | None, norm: str) -> Judges:
+        """The judges of these names, "pgd" or "pgd(steps=100)"; None stands for the usual ones in this norm.
+
+        Raises UserError for an unknown name or parameter, and for an attack that needs more than a batch.
+        """
+        return Judges(
+            _named(attacks, ATTACK_ORDER, norm, ATTACKS, "attack"),
+            _named(certificates, CERTIFICATE_ORDER, norm, CERTIFIERS, "certificate"),
+        )
+
+
+def _named(
+    wanted: Sequence[str] | None, order: Sequence[str], norm: str, registry: Registry[type[J]], kind: str
+) -> dict[str, J]:
+    if wanted is None:
+        wanted = [name for name in order if norm in registry[name].norms]
+    found: dict[str, J] = {}
+    for text in [wanted] if isinstance(wanted, str) else wanted:
+        terms = read_terms(text)
+        cls: Any = registry[terms[0].name]
+        if len(terms) > 1:
+            raise UserError(f"'{text}': give each {kind} by itself")
+        if issubclass(cls, Attack) and (cls.models or cls.fitted):
+            needs = "other models" if cls.models else "images of its own"
+            raise UserError(
+                f"attack '{terms[0].name}' needs {needs}: python -m bench run --attack {terms[0].name}"
+            )
+        term = terms[0].settled(kind, cls().parameters())
+        found[str(term)] = cls(**dict(term.chosen))
+    return found
+
+
+@dataclass
+class Verdicts:
+    """What is known of each sample (n,), the rows behind it, and what a user should know of them.
+
+    `judged` samples are done: all judges have run on them.
+    """
+
+    clean: Tensor
+    broken: Tensor
+    certified: Tensor
+    judged: int = 0
+    rows: list[pd.DataFrame] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+
+    def outcomes(self) -> pd.DataFrame:
+        """One row a sample and judge that looked at it, judges in their order."""
+        rows = [frame for frame in self.rows if len(frame)]
+        whole = pd.concat(rows, ignore_index=True) if rows else _rows("", "", torch.zeros(0), 0.0)
+        return whole[COLUMNS]
+
+    def of(self, verdict: Tensor) -> float:
+        """The fraction of the judged samples for which a verdict holds."""
+        return float(verdict[: self.judged].double().mean())
+
+
+def judge_all(
+    model: Classifier,
+    batch: Batch,
+    threat: ThreatModel,
+    judges: Judges,
+    randomness: Randomness,
+    seconds: float | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Verdicts:
+    """Runs the judges on a batch with indices 0..n-1, and stops after `seconds`; `tell` hears how it goes.
+
+    Under a time limit samples are judged piece by piece, first to last. What the limit cuts short is thrown
+    away whole: a verdict never rests on some of the judges. Raises UserError where it leaves no sample,
+    Contradiction for a sample that is certified and broken.
+    """
+    clean = _clean(model, batch)
+    found = Verdicts(clean, ~clean, torch.zeros_like(clean))
+    clock = _Clock(seconds)
+    with clock.watching(model.network):
+        while found.judged < len(batch):
+            piece = slice(found.judged, found.judged + clock.piece(found.judged, len(batch)))
+            known = len(found.rows), len(found.flags)
+            try:
+                _judge_piece(model, batch, piece, threat, judges, randomness, found, tell)
+            except TimeIsUp:
+                del found.rows[known[0] :], found.flags[known[1] :]
+                break
+            found.judged = min(piece.stop, len(batch))
+    if not found.judged:
+        raise UserError(f"no image is judged after {seconds:g} seconds: give more, or name fewer judges")
+    found.flags = list(dict.fromkeys(found.flags)) + _blind(found)
+    if found.judged < len(batch):
+        rest = f"{len(batch) - found.judged} of {len(batch)} images are not judged"
+        found.flags.append(
+            f"time is up after {seconds:g} s: {rest}, the bracket is that of the first {found.judged}"
+        )
+    _check_agreement(found)
+    return found
+
+
+class _Clock:
+    """Stops a model from being asked after its time."""
+
+    def __init__(self, seconds: float | None) -> None:
+        if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
+            raise UserError(f"seconds must be a number above 0, not {seconds}")
+        self.started, self.seconds = time.perf_counter(), seconds
+
+    def piece(self, done: int, total: int) -> int:
+        """How many samples to take up next."""
+        if self.seconds is None:
+            return total
+        spent = time.perf_counter() - self.started
+        if not done or spent <= 0:
+            return 1
+        return min(PIECE, max(1, int((self.seconds - spent) / 4 * done / spent)))
+
+    def watching(self, network: nn.Module) -> Any:
+        """A handle, for `with`, that lets `network` be asked in time only."""
+        return network.register_forward_pre_hook(self._check)
+
+    def _check(self, *_: Any) -> None:
+        if self.seconds is not None and time.perf_counter() - self.started > self.seconds:
+            raise TimeIsUp
+
+
+def _clean(model: Classifier, batch: Batch) -> Tensor:
+    with frozen(model), torch.no_grad():
+        return torch.cat([model.logits(part.x).argmax(1) == part.y for part in batch.split(256)]).cpu()
+
+
+def _judge_piece(
+    model: Classifier,
+    batch: Batch,
+    piece: slice,
+    threat: ThreatModel,
+    judges: Judges,
+    randomness: Randomness,
+    found: Verdicts,
+    tell: Callable[[str], None],
+) -> None:
+    places = torch.arange(len(batch))[piece]
+    broken, certified = found.broken.clone(), found.certified.clone()
+    for name, attack in judges.attacks.items():
+        left = places[~broken[places]].to(batch.x.device)
+        try:
+            rows = _attack(name, attack, model, batch[left], threat, randomness)
+        except NotApplicable as reason:
+            found.flags.append(f"attack {name} left out: {reason}")
+            continue
+        found.rows.append(rows)
+        broken[_indices(rows, "success")] = True
+        tell(f"{name}: breaks {int(rows['success'].sum())} of {len(rows)}, {rows['seconds'].sum():.1f} s")
+    for name, certifier in judges.certificates.items():
+        left = places[(found.clean & ~certified)[places]].to(batch.x.device)
+        try:
+            rows = _certify(name, certifier, model, batch[left], threat, randomness)
+        except NotApplicable as reason:
+            found.flags.append(f"certificate {name} left out: {reason}")
+            continue
+        found.rows.append(rows)
+        certified[_indices(rows, "certified")] = True
+        broken[_indices(rows, "success")] = True
+        tell(f"{name}: proves {int(rows['certified'].sum())} of {len(rows)}, {rows['seconds'].sum():.1f} s")
+    found.broken, found.certified = broken, certified
+
+
+def _attack(
+    name: str, attack: Attack, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness
+) -> pd.DataFrame:
+    start = time.perf_counter()
+    if not len(batch):
+        return _rows(name, "attack", batch.index, start)
+    result = attack.run(model, batch, threat, randomness)
+    columns = {"success": result.success, "distance": result.distance, "zero_gradient": result.zero_gradient}
+    return _rows(name, "attack", batch.index, start, **columns)
+
+
+def _certify(
+    name: str, judge: Certifier, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness
+) -> pd.DataFrame:
+    start = time.perf_counter()
+    if not len(batch):
+        return _rows(name, "certificate", batch.index, start)
+    result = judge.run(model, batch, threat, randomness)
+    columns = {"certified": result.certified, "lower": result.margin}
+    if result.broken is not None and result.witness is not None:
+        away = threat.distance(batch.x, result.witness)
+        columns |= {"success": result.broken, "distance": torch.where(result.broken, away, torch.nan)}
+    return _rows(name, "certificate", batch.index, start, **columns)
+
+
+def _rows(name: str, kind: str, index: Tensor, start: float, **columns: Tensor) -> pd.DataFrame:
+    n = len(index)
+    values = {key: value.cpu().numpy() for key, value in columns.items()}
+    rows: dict[str, Any] = {"index": index.cpu().numpy().astype("int64"), "judge": name, "kind": kind}
+    for column in ("success", "certified", "zero_gradient"):
+        rows[column] = values.get(column, np.zeros(n, dtype=bool))
+    for column in ("distance", "lower"):
+        rows[column] = values.get(column, np.full(n, np.nan))
+    return pd.DataFrame(rows | {"seconds": (time.perf_counter() - start) / max(n, 1)})
+
+
+def _indices(frame: pd.DataFrame, column: str) -> Tensor:
+    """The places of the samples for which a column holds."""
+    return torch.from_numpy(frame.loc[frame[column].astype(bool), "index"].to_numpy(dtype="int64", copy=True))
+
+
+def _blind(found: Verdicts) -> list[str]:
+    """One line for each attack that saw no gradient on some samples."""
+    if not any(len(frame) for frame in found.rows):
+        return []
+    whole = pd.concat(found.rows, ignore_index=True)
+    counts = whole.groupby("judge", sort=False)["zero_gradient"].agg(["sum", "size"])
+    return [
+        f"attack {name} saw a zero gradient and nothing else on {row['sum']} of {row['size']} samples"
+        for name, row in counts[counts["sum"] > 0].iterrows()
+    ]
+
+
+def _check_agreement(found: Verdicts) -> None:
+    """Raises Contradiction where a sample is certified and broken."""
+    clash = (found.certified & found.broken).nonzero()[:, 0].tolist()
+    if clash:
+        raise Contradiction(f"samples {clash} are certified and broken: one judge is wrong, report this")
