@@ -36,7 +36,7 @@ def test_a_linear_models_distance_is_met_within_a_hundredth(norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_it_is_nearer_than_its_peers_on_a_network_with_dead_rectifiers(norm):
-    """Most of this network's rectifiers are off: its gradients do not know what switching them on would do."""
+    """Most rectifiers of this network are off: its gradients do not know what switching them on would do."""
     model, data = load(ModelName.parse("conv-small+polytope")), load_data("mnist5k")
     batch, threat = data.batch(data.panel(10)), ThreatModel(norm, None)
     found = {
