@@ -1,4 +1,4 @@
-"""ONNX operators entry by entry: sums, products, activations."""
+"""ONNX operators entry by entry: sums, products, comparisons, activations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ PAIRS: dict[str, Callable[..., Any]] = {
     "Div": python.truediv,
     "Max": torch.maximum,
     "Min": torch.minimum,
+    "Greater": torch.gt,
+    "GreaterOrEqual": torch.ge,
+    "Less": torch.lt,
+    "LessOrEqual": torch.le,
+    "Equal": torch.eq,
 }
+# Those that PyTorch applies to numbers too; the others need tensors.
+NUMBERS = {"Add", "Sub", "Mul", "Div"}
 # Those without a rule among the certificates' are refused there, by name; attacks run on them.
 UNARY: dict[str, Callable[..., Tensor]] = {
     "Relu": F.relu,
@@ -63,30 +70,83 @@ def fit(conversion: Conversion, constant: np.ndarray, value: Symbol) -> Tensor |
     return tensor
 
 
+def aligned(conversion: Conversion, values: list[Symbol], inner: int = 0) -> list[Symbol]:
+    """Values whose ONNX shapes broadcast, with as many axes each, the samples at the same place.
+
+    The last `inner` axes are left alone.
+    """
+    rank = max(len(value.shape) for value in values)
+    shapes = [(*[1] * (rank - len(value.shape)), *value.shape) for value in values]
+    try:
+        outer = np.broadcast_shapes(*(shape[: rank - inner] for shape in shapes))
+    except ValueError:
+        named = " and ".join(str(value.shape) for value in values)
+        conversion.refuse(f"combines values of shapes {named}, which do not broadcast")
+    batched = outer[:1] == (1,) and any(value.batched and len(value.shape) == rank for value in values)
+    found = []
+    for value, shape in zip(values, shapes, strict=True):
+        rest = shape[1:] if batched else shape
+        if rest == tuple(value.example.shape[1:]):
+            found.append(Symbol(value.node, value.example, batched))
+        else:
+            found.append(conversion.call(torch.reshape, value, (-1, *rest), batched=batched))
+    return found
+
+
+def _of_two(conversion: Conversion, name: str, first: Symbol, second: Symbol) -> Symbol:
+    """One of PAIRS on two values whose shapes broadcast."""
+    first, second = aligned(conversion, [first, second])
+    if name in ("Add", "Sub", "Max", "Min"):
+        # Certificates add values of equal shape; products they refuse anyway.
+        rest = torch.broadcast_shapes(first.example.shape, second.example.shape)[1:]
+        first, second = (
+            value
+            if value.example.shape[1:] == rest
+            else conversion.call(torch.broadcast_to, value, (-1, *rest))
+            for value in (first, second)
+        )
+    if name in ("Max", "Min"):
+        sign = 1 if name == "Max" else -1
+        more = conversion.call(python.sub, *((first, second) if sign > 0 else (second, first)))
+        return conversion.call(PAIRS["Add" if sign > 0 else "Sub"], second, conversion.call(F.relu, more))
+    return conversion.call(PAIRS[name], first, second)
+
+
 def combine(conversion: Conversion, name: str, first: Known, second: Known) -> Symbol:
-    """One of PAIRS on two values of equal shape, or on a value and a constant."""
-    function = PAIRS[name]
+    """One of PAIRS on two values whose shapes broadcast, or on a value and a constant."""
     if isinstance(first, Symbol) and isinstance(second, Symbol):
-        if first.example.shape != second.example.shape:
-            conversion.refuse(f"combines values of shapes {first.shape} and {second.shape}: make them equal")
-        if name in ("Max", "Min"):
-            sign = 1 if name == "Max" else -1
-            more = conversion.call(python.sub, *((first, second) if sign > 0 else (second, first)))
-            return conversion.call(PAIRS["Add" if sign > 0 else "Sub"], second, conversion.call(F.relu, more))
-        return conversion.call(function, first, second)
+        return _of_two(conversion, name, first, second)
     value, constant = (first, second) if isinstance(first, Symbol) else (second, first)
     assert isinstance(value, Symbol)
     if not isinstance(constant, np.ndarray):
         conversion.refuse("lacks an input")
     fitted = fit(conversion, constant, value)
-    if name in ("Max", "Min"):
-        return conversion.call(function, value, torch.as_tensor(fitted, dtype=conversion.dtype))
-    return conversion.call(function, *((value, fitted) if isinstance(first, Symbol) else (fitted, value)))
+    if name not in NUMBERS:
+        fitted = torch.as_tensor(fitted, dtype=conversion.dtype)
+    if name in ("Max", "Min") or isinstance(first, Symbol):
+        return conversion.call(PAIRS[name], value, fitted)
+    return conversion.call(PAIRS[name], fitted, value)
+
+
+@operator("Where")
+def where(conversion: Conversion) -> Known:
+    """One of two values or constants per entry, by a condition."""
+    parts = [conversion.input(place) for place in range(3)]
+    known = [place for place, part in enumerate(parts) if isinstance(part, Symbol)]
+    values = aligned(conversion, [conversion.symbol(place) for place in known])
+    largest = max(values, key=lambda value: value.example.numel())
+    arguments: list[Any] = [None] * 3
+    for place, value in zip(known, values, strict=True):
+        arguments[place] = value
+    for place in {0, 1, 2} - set(known):
+        kind = torch.bool if place == 0 else conversion.dtype
+        arguments[place] = torch.as_tensor(fit(conversion, conversion.fixed(place), largest), dtype=kind)
+    return conversion.call(torch.where, *arguments)
 
 
 @operator(*PAIRS, "Sum")
 def pairwise(conversion: Conversion) -> Known:
-    """Add, Sub, Mul, Div, and Sum, Max, Min of any number of inputs."""
+    """Add, Sub, Mul, Div and comparisons of two inputs, and Sum, Max, Min of any number."""
     name = "Add" if conversion.current.op_type == "Sum" else conversion.current.op_type
     result = conversion.input(0)
     for place in range(1, len(conversion.current.input)):

@@ -1,4 +1,4 @@
-"""ONNX operators with weights or windows: products with matrices, convolutions, pooling, normalisation."""
+"""ONNX operators with weights: products with matrices, convolutions, batch normalisation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.onnx.arithmetic import combine
+from models.onnx.arithmetic import aligned, combine
 from models.onnx.conversion import Conversion, Known, Symbol, operator
 
 Pair = tuple[int, int]
 
 
-def _linear(conversion: Conversion, weight: Tensor, bias: Tensor | None, value: Symbol) -> Symbol:
+def linear(conversion: Conversion, weight: Tensor, bias: Tensor | None, value: Symbol) -> Symbol:
     """weight @ v + bias over the last dimension; weight (out, in)."""
     layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
     layer = layer.to(conversion.dtype)
@@ -35,9 +35,9 @@ def _times(conversion: Conversion, value: Symbol, matrix: np.ndarray, bias: Tens
     if weights.dim() > 2:
         conversion.refuse(f"multiplies by a constant of shape {matrix.shape}, which is not understood")
     if weights.dim() == 1:
-        column = _linear(conversion, weights[None], bias, value)
+        column = linear(conversion, weights[None], bias, value)
         return conversion.reshaped(column, column.shape[:-1])
-    return _linear(conversion, weights.T, bias, value)
+    return linear(conversion, weights.T, bias, value)
 
 
 def _of(conversion: Conversion, matrix: np.ndarray, value: Symbol) -> Symbol:
@@ -47,26 +47,28 @@ def _of(conversion: Conversion, matrix: np.ndarray, value: Symbol) -> Symbol:
         conversion.refuse(f"multiplies by a constant of shape {matrix.shape}, which is not understood")
     rest = value.example.shape[1:]
     if len(value.shape) == 1:
-        return _linear(conversion, weights, None, value)
+        return linear(conversion, weights, None, value)
     if value.batched and len(value.shape) == 2:
         conversion.refuse("multiplies the axis of the samples, which is not understood")
     if rest[-1] == 1:
-        row = _linear(conversion, weights, None, conversion.reshaped(value, value.shape[:-1]))
+        row = linear(conversion, weights, None, conversion.reshaped(value, value.shape[:-1]))
         return conversion.reshaped(row, (*row.shape, 1))
     turned = conversion.call(torch.transpose, value, -1, -2)
-    return conversion.call(torch.transpose, _linear(conversion, weights, None, turned), -1, -2)
+    return conversion.call(torch.transpose, linear(conversion, weights, None, turned), -1, -2)
 
 
 @operator("MatMul")
 def matmul(conversion: Conversion) -> Known:
-    """A product with a constant matrix on either side."""
+    """A product with a constant matrix on either side, or of two values."""
     first, second = conversion.input(0), conversion.input(1)
     if isinstance(first, Symbol) and isinstance(second, np.ndarray):
         return _times(conversion, first, second)
     if isinstance(first, np.ndarray) and isinstance(second, Symbol):
         return _of(conversion, first, second)
-    assert isinstance(first, Symbol)
-    return conversion.call(torch.matmul, first, second)
+    values = [conversion.symbol(0), conversion.symbol(1)]
+    if min(len(value.shape) for value in values) < 2:
+        conversion.refuse("multiplies two values, one of them a vector, which is not understood")
+    return conversion.call(torch.matmul, *aligned(conversion, values, inner=2))
 
 
 @operator("Gemm")
@@ -100,7 +102,7 @@ def _turned(conversion: Conversion, value: Known) -> Known:
     return conversion.call(torch.transpose, value, -1, -2)
 
 
-def _window(conversion: Conversion, kernel: list[int], sizes: list[int]) -> tuple[list[int], ...]:
+def window(conversion: Conversion, kernel: list[int], sizes: list[int]) -> tuple[list[int], ...]:
     """stride, dilation, and padding before and after, each per axis."""
     axes = len(kernel)
     stride = list(conversion.attribute("strides", [1] * axes))
@@ -119,7 +121,7 @@ def _window(conversion: Conversion, kernel: list[int], sizes: list[int]) -> tupl
     return stride, dilation, before, after
 
 
-def _padded(conversion: Conversion, value: Symbol, before: list[int], after: list[int]) -> Symbol:
+def padded(conversion: Conversion, value: Symbol, before: list[int], after: list[int]) -> Symbol:
     """Zeros around the last axes."""
     widths = [width for pair in reversed(list(zip(before, after, strict=True))) for width in pair]
     return conversion.call(F.pad, value, widths)
@@ -136,7 +138,7 @@ def convolution(conversion: Conversion) -> Known:
         conversion.refuse(f"over {axes} axes is not understood")
     value = conversion.with_samples(conversion.symbol(), axes + 2)
     kernel, sizes = list(weight.shape[2:]), list(value.shape[2:])
-    stride, dilation, before, after = _window(conversion, kernel, sizes)
+    stride, dilation, before, after = window(conversion, kernel, sizes)
     groups = int(conversion.attribute("group", 1))
     settings: dict[str, Any] = {"stride": stride, "dilation": dilation, "groups": groups, "padding": before}
     if not forwards:
@@ -144,7 +146,7 @@ def convolution(conversion: Conversion) -> Known:
             conversion.refuse("with uneven padding or an output shape is not understood")
         settings["output_padding"] = list(conversion.attribute("output_padding", [0] * axes))
     elif before != after:
-        value = _padded(conversion, value, before, after)
+        value = padded(conversion, value, before, after)
         settings["padding"] = [0] * axes
     kind: Any = {1: nn.Conv1d, 2: nn.Conv2d}[axes] if forwards else nn.ConvTranspose2d
     inputs, outputs = weight.shape[1] * groups, weight.shape[0]
@@ -172,35 +174,3 @@ def batch_normalization(conversion: Conversion) -> Known:
         {"weight": scale, "bias": shift, "running_mean": mean, "running_var": variance}, strict=False
     )
     return conversion.layer(layer, value)
-
-
-@operator("MaxPool", "AveragePool")
-def pooling(conversion: Conversion) -> Known:
-    """Pooling over two axes; uneven padding is added before where it cannot win or counts."""
-    value = conversion.with_samples(conversion.symbol(), 4)
-    kernel, sizes = list(conversion.attribute("kernel_shape")), list(value.shape[2:])
-    stride, dilation, before, after = _window(conversion, kernel, sizes)
-    largest = conversion.current.op_type == "MaxPool"
-    for axis, size in enumerate(sizes):
-        rest = size + before[axis] + after[axis] - dilation[axis] * (kernel[axis] - 1) - 1
-        if conversion.attribute("ceil_mode", 0) and rest % stride[axis]:
-            conversion.refuse("with ceil_mode is not understood where a window would reach over the end")
-    if largest and before != after:
-        conversion.refuse("with uneven padding is not understood")
-    if largest:
-        return conversion.call(F.max_pool2d, value, kernel, stride, before, dilation)
-    counted = bool(conversion.attribute("count_include_pad", 0)) or not any(before + after)
-    if dilation != [1, 1] or (before != after and not counted):
-        conversion.refuse("with dilation or uneven padding is not understood")
-    if before != after:
-        value, before = _padded(conversion, value, before, after), [0, 0]
-    return conversion.call(F.avg_pool2d, value, kernel, stride, before, False, counted)
-
-
-@operator("GlobalAveragePool", "GlobalMaxPool")
-def global_pooling(conversion: Conversion) -> Known:
-    """One entry per channel."""
-    value = conversion.with_samples(conversion.symbol(), 4)
-    if conversion.current.op_type == "GlobalMaxPool":
-        return conversion.call(F.max_pool2d, value, list(value.shape[2:]))
-    return conversion.call(torch.mean, value, (2, 3), True)

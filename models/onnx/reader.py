@@ -11,10 +11,14 @@ import onnx
 import torch
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, ValueInfoProto, numpy_helper
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 import models.onnx.arithmetic
 import models.onnx.layers
+import models.onnx.normalisation
+import models.onnx.pooling
+import models.onnx.reductions
+import models.onnx.resizing
 import models.onnx.shapes  # noqa: F401
 from models.errors import NotApplicable, UserError
 from models.onnx.conversion import Conversion, Symbol
@@ -91,7 +95,20 @@ def convert(model: ModelProto) -> OnnxNetwork:
         logits = conversion.call(torch.reshape, result, (-1, result.example.numel()))
     conversion.graph.output(logits.node)
     network = fx.GraphModule(conversion.root, conversion.graph, "OnnxNetwork").eval()
+    _check_samples(network, torch.full((2, *shape), 0.5, dtype=conversion.dtype), logits.example.shape[1])
     return OnnxNetwork(network, shape, declared, logits.example.shape[1])
+
+
+def _check_samples(network: nn.Module, x: Tensor, outputs: int) -> None:
+    """Raises NotApplicable where the network, read with one sample, cannot take those of x."""
+    try:
+        with torch.no_grad():
+            found = tuple(network(x).shape)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise NotApplicable(f"the network is not understood for several samples at once: {reason}") from None
+    if found != (len(x), outputs):
+        raise NotApplicable(f"the network makes outputs of shape {found} of {len(x)} samples: it mixes them")
 
 
 def _only(kind: str, values: list[ValueInfoProto]) -> ValueInfoProto:

@@ -1,4 +1,4 @@
-"""ONNX operators that move entries: reshaping, permuting, cutting, joining, padding, means and sums."""
+"""ONNX operators that move entries: reshaping, permuting, cutting, joining, padding."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ def identity(conversion: Conversion) -> Known:
 
 @operator("Cast")
 def cast(conversion: Conversion) -> Known:
-    """A change between floating types, which is none here."""
-    kind = int(conversion.attribute("to"))
+    """A change between floating types, which is none here; truth values become 0 and 1."""
+    kind, value = int(conversion.attribute("to")), conversion.symbol()
     if kind not in (1, 10, 11, 16):
         conversion.refuse("to something else than a floating type is not understood")
-    return conversion.symbol()
+    if value.example.dtype == torch.bool:
+        one, zero = (torch.tensor(number, dtype=conversion.dtype) for number in (1, 0))
+        return conversion.call(torch.where, value, one, zero)
+    return value
 
 
 @operator("Shape")
@@ -94,17 +97,53 @@ def transpose(conversion: Conversion) -> Known:
     return conversion.reshaped(moved, moved.shape)
 
 
+def _widened(
+    conversion: Conversion, value: Symbol, dim: int, before: list[np.ndarray], after: list[np.ndarray]
+) -> Symbol:
+    """`value` between constants along a PyTorch dimension: zeros added around it, then the constants."""
+    if not before and not after:
+        return value
+    rest = list(value.example.shape[1:])
+    parts = [*before, np.zeros(rest), *after]
+    if value.batched:
+        parts = [part[0] if part.ndim == len(rest) + 1 else part for part in parts]
+    fitting = rest[: dim - 1] + rest[dim:]
+    if any(list(part.shape[: dim - 1] + part.shape[dim:]) != fitting for part in parts):
+        conversion.refuse(f"joins a constant that does not fit a value of shape {value.shape}")
+    places = [0] * 2 * (len(rest) - dim)
+    places += [
+        sum(part.shape[dim - 1] for part in group)
+        for group in (parts[: len(before)], parts[len(before) + 1 :])
+    ]
+    zeros = conversion.call(F.pad, value, places)
+    return conversion.call(python.add, zeros, conversion.tensor(np.concatenate(parts, dim - 1)))
+
+
 @operator("Concat")
 def concatenate(conversion: Conversion) -> Known:
-    """Values joined along an axis that is not the samples'."""
-    values = [conversion.symbol(place) for place in range(len(conversion.current.input))]
+    """Values and constants joined along an axis that is not the samples'."""
+    parts = [conversion.input(place) for place in range(len(conversion.current.input))]
+    values = [part for part in parts if isinstance(part, Symbol)]
     if len({value.batched for value in values}) > 1:
         values = [conversion.reshaped(value, value.shape) for value in values]
     dim = conversion.dimension(values[0], int(conversion.attribute("axis")))
-    return conversion.call(torch.cat, values, dim, batched=values[0].batched)
+    groups: list[list[np.ndarray]] = [[]]
+    for place, part in enumerate(parts):
+        if isinstance(part, Symbol):
+            groups.append([])
+        else:
+            groups[-1].append(conversion.fixed(place))
+    first, *others = groups
+    joined = [
+        _widened(conversion, value, dim, first if not place else [], after)
+        for place, (value, after) in enumerate(zip(values, others, strict=True))
+    ]
+    if len(joined) == 1:
+        return joined[0]
+    return conversion.call(torch.cat, joined, dim, batched=values[0].batched)
 
 
-def _cut(conversion: Conversion, value: Symbol, cuts: dict[int, Any]) -> Symbol:
+def cut(conversion: Conversion, value: Symbol, cuts: dict[int, Any]) -> Symbol:
     """value[...] with a slice or an integer at some PyTorch dimensions."""
     cuts = {dim: cut for dim, cut in cuts.items() if cut != slice(None)}
     if not cuts:
@@ -113,22 +152,31 @@ def _cut(conversion: Conversion, value: Symbol, cuts: dict[int, Any]) -> Symbol:
     return conversion.call(python.getitem, value, index)
 
 
+def picked(conversion: Conversion, value: Symbol, dim: int, places: np.ndarray) -> Symbol:
+    """The entries at `places` along a PyTorch dimension, any of them often: stretches joined."""
+    breaks = np.flatnonzero(np.diff(places) != 1) + 1
+    runs = [slice(int(run[0]), int(run[-1]) + 1) for run in np.split(places, breaks)]
+    whole = slice(0, value.example.shape[dim])
+    parts = [cut(conversion, value, {} if run == whole else {dim: run}) for run in runs]
+    return parts[0] if len(parts) == 1 else conversion.call(torch.cat, parts, dim, batched=value.batched)
+
+
 @operator("Slice")
-def cut(conversion: Conversion) -> Known:
-    """Stretches of some axes, with positive steps."""
+def stretches(conversion: Conversion) -> Known:
+    """Stretches of some axes, forwards or backwards."""
     value = conversion.symbol()
     starts, ends = conversion.option("starts", 1), conversion.option("ends", 2)
     axes = conversion.option("axes", 3, range(len(starts)))
     steps = conversion.option("steps", 4, [1] * len(starts))
     cuts = {}
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if step < 1:
-            conversion.refuse("with a negative step is not understood")
         size = value.shape[axis]
-        stretch = slice(*slice(start, end, step).indices(size))
-        if stretch != slice(0, size, 1):
-            cuts[conversion.dimension(value, axis)] = stretch
-    return _cut(conversion, value, cuts)
+        places = slice(start, end, step).indices(size)
+        if step < 0:
+            value = picked(conversion, value, conversion.dimension(value, axis), np.arange(*places))
+        elif places != (0, size, 1):
+            cuts[conversion.dimension(value, axis)] = slice(*places)
+    return cut(conversion, value, cuts)
 
 
 @operator("Split")
@@ -142,14 +190,14 @@ def split(conversion: Conversion) -> tuple[Known, ...]:
     sizes = conversion.option("split", 1) or [min(even, size - even * part) for part in range(parts)]
     ends = np.cumsum(sizes).tolist()
     return tuple(
-        _cut(conversion, value, {dim: slice(end - length, end)})
+        cut(conversion, value, {dim: slice(end - length, end)})
         for end, length in zip(ends, sizes, strict=True)
     )
 
 
 @operator("Gather")
 def gather(conversion: Conversion) -> Known:
-    """One entry of an axis, or a stretch of consecutive ones."""
+    """One entry of an axis, or a list of them."""
     value, places = conversion.symbol(), conversion.fixed(1)
     axis = int(conversion.attribute("axis", 0)) % len(value.shape)
     places = np.where(places < 0, places + value.shape[axis], places)
@@ -157,20 +205,55 @@ def gather(conversion: Conversion) -> Known:
         return Symbol(value.node, value.example, batched=False)
     dim = conversion.dimension(value, axis)
     if places.ndim == 0:
-        return _cut(conversion, value, {dim: int(places)})
-    if places.ndim != 1 or not len(places) or not np.array_equal(places, np.arange(len(places)) + places[0]):
-        conversion.refuse("of entries that are not consecutive is not understood")
-    return _cut(conversion, value, {dim: slice(int(places[0]), int(places[-1]) + 1)})
+        return cut(conversion, value, {dim: int(places)})
+    if places.ndim != 1 or not len(places):
+        conversion.refuse(f"of entries in the shape {places.shape} is not understood")
+    return picked(conversion, value, dim, places)
+
+
+@operator("Expand")
+def expand(conversion: Conversion) -> Known:
+    """Axes of size 1 made longer, or new ones in front."""
+    value, wanted = conversion.symbol(), [int(size) for size in conversion.fixed(1)]
+    rank = max(len(wanted), len(value.shape))
+    shape = (*[1] * (rank - len(value.shape)), *value.shape)
+    try:
+        whole = np.broadcast_shapes(shape, tuple(wanted))
+    except ValueError:
+        conversion.refuse(f"cannot bring {value.shape} into the shape {tuple(wanted)}: use a batch of one")
+    if whole == value.shape:
+        return value
+    batched = value.batched and len(value.shape) == rank and whole[0] == 1
+    if not batched and shape != tuple(value.example.shape[1:]):
+        value = conversion.call(torch.reshape, value, (-1, *shape), batched=False)
+    return conversion.call(
+        torch.broadcast_to, value, (-1, *(whole[1:] if batched else whole)), batched=batched
+    )
+
+
+def _repeated(conversion: Conversion, value: Symbol, axis: int, widths: tuple[int, int], mode: str) -> Symbol:
+    """Padding of one axis by its own entries; negative widths are refused."""
+    size = value.shape[axis]
+    if min(widths) < 0 or (mode == "reflect" and max(widths) >= size):
+        conversion.refuse(f"by '{mode}' with widths {widths} does not fit {size} entries")
+    places = np.pad(np.arange(size), widths, mode=mode)  # type: ignore[call-overload]
+    return picked(conversion, value, conversion.dimension(value, axis), places)
 
 
 @operator("Pad")
 def pad(conversion: Conversion) -> Known:
-    """Padding by a constant."""
+    """Padding by a constant, or by entries of the value itself."""
     value = conversion.symbol()
-    if conversion.attribute("mode", "constant") != "constant":
-        conversion.refuse("by anything but a constant is not understood")
+    mode = conversion.attribute("mode", "constant")
+    if mode not in ("constant", "reflect", "edge", "wrap"):
+        conversion.refuse(f"by '{mode}' is not understood")
     pads = [int(width) for width in conversion.option("pads", 1)]
     axes = [int(axis) % len(value.shape) for axis in conversion.option("axes", 3, range(len(value.shape)))]
+    if mode != "constant":
+        for axis, before, after in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
+            if before or after:
+                value = _repeated(conversion, value, axis, (before, after), mode)
+        return value
     filled = conversion.option("value", 2, 0.0)
     filled = filled[0] if isinstance(filled, list) else filled
     widths = [(0, 0)] * value.example.dim()
@@ -181,15 +264,3 @@ def pad(conversion: Conversion) -> Known:
     while flat[-2:] == [0, 0]:
         flat = flat[:-2]
     return conversion.call(F.pad, value, flat, "constant", float(filled)) if flat else value
-
-
-@operator("ReduceMean", "ReduceSum")
-def reduce(conversion: Conversion) -> Known:
-    """The mean or sum over axes that are not the samples'."""
-    value = conversion.symbol()
-    axes = conversion.option("axes", 1)
-    if axes is None:
-        conversion.refuse("over all axes is not understood: name them")
-    dims = tuple(sorted(conversion.dimension(value, int(axis)) for axis in axes))
-    function = torch.mean if conversion.current.op_type == "ReduceMean" else torch.sum
-    return conversion.call(function, value, dims, bool(conversion.attribute("keepdims", 1)))

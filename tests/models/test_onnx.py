@@ -171,11 +171,11 @@ def refused(*shape: int, opset: int = 13, **nodes: object) -> onnx.ModelProto:
 
 REFUSED = {
     "an operator": (refused(1, 4, TopK=([[2]], {})), r"TopK \('topk_0_0'\)"),
-    "entries picked at random": (refused(1, 4, Gather=([[2, 0]], {"axis": 1})), "Gather .*consecutive"),
+    "entries in a square": (refused(1, 4, Gather=([[[2, 0]]], {"axis": 1})), r"Gather .*\(1, 2\)"),
     "samples joined": (refused(1, 4, ReduceMean=([], {"axes": [0]})), "ReduceMean .*samples"),
     "enlarged": (refused(1, 4, Add=([np.ones((3, 1))], {})), r"Add .*\(3, 1\)"),
-    "backwards": (refused(1, 4, Slice=([[-1], [-9], [1], [-1]], {})), "Slice .*negative step"),
-    "reflected": (refused(1, 4, Pad=([[0, 1, 0, 1]], {"mode": "reflect"})), "Pad .*constant"),
+    "samples backwards": (refused(1, 4, Slice=([[-1], [-9], [0], [-1]], {})), "Slice .*samples"),
+    "reflected too far": (refused(1, 4, Pad=([[0, 4, 0, 1]], {"mode": "reflect"})), "Pad .*4 entries"),
     "an open axis": (File(1, "height", 3).model(), "axis 1 of input 'x'"),
 }
 

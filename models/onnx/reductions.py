@@ -1,0 +1,71 @@
+"""ONNX operators that make one entry of many along some axes: sums, means, extremes, norms."""
+
+from __future__ import annotations
+
+import math
+import operator as python
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.onnx.conversion import Conversion, Known, Symbol, operator
+
+Dims = tuple[int, ...]
+
+
+def _largest(conversion: Conversion, value: Symbol, dims: Dims, keep: bool) -> Symbol:
+    """The largest entry over `dims`, as max pooling over a plane, which the certificates bound."""
+    sizes = value.example.shape
+    kept = tuple(dim for dim in range(1, len(sizes)) if dim not in dims)
+    if (*kept, *dims) != tuple(range(1, len(sizes))):
+        value = conversion.call(torch.permute, value, (0, *kept, *dims))
+    count = math.prod(sizes[dim] for dim in dims)
+    rest = [sizes[dim] for dim in kept]
+    plane = conversion.call(torch.reshape, value, (-1, 1, math.prod(rest), count))
+    pooled = conversion.call(F.max_pool2d, plane, [1, count])
+    shape = [1 if dim in dims else sizes[dim] for dim in range(1, len(sizes))] if keep else rest
+    return conversion.call(torch.reshape, pooled, (-1, *shape))
+
+
+def _least(conversion: Conversion, value: Symbol, dims: Dims, keep: bool) -> Symbol:
+    return conversion.call(python.neg, _largest(conversion, conversion.call(python.neg, value), dims, keep))
+
+
+def _direct(function: Callable[..., Tensor], *before: float) -> Callable[..., Symbol]:
+    def reduced(conversion: Conversion, value: Symbol, dims: Dims, keep: bool) -> Symbol:
+        return conversion.call(function, value, *before, dims, keep)
+
+    return reduced
+
+
+def _sum_of(inner: Callable[..., Tensor]) -> Callable[..., Symbol]:
+    def reduced(conversion: Conversion, value: Symbol, dims: Dims, keep: bool) -> Symbol:
+        return conversion.call(torch.sum, conversion.call(inner, value), dims, keep)
+
+    return reduced
+
+
+REDUCTIONS: dict[str, Callable[[Conversion, Symbol, Dims, bool], Symbol]] = {
+    "ReduceMean": _direct(torch.mean),
+    "ReduceSum": _direct(torch.sum),
+    "ReduceMax": _largest,
+    "ReduceMin": _least,
+    "ReduceL1": _sum_of(torch.abs),
+    "ReduceL2": _direct(torch.linalg.vector_norm, 2.0),
+    "ReduceSumSquare": _sum_of(torch.square),
+    "ReduceLogSumExp": _direct(torch.logsumexp),
+}
+
+
+@operator(*REDUCTIONS)
+def reduce(conversion: Conversion) -> Known:
+    """One of REDUCTIONS over axes that are not the samples'."""
+    value = conversion.symbol()
+    axes = conversion.option("axes", 1)
+    if axes is None:
+        conversion.refuse("over all axes is not understood: name them")
+    dims = tuple(sorted(conversion.dimension(value, int(axis)) for axis in axes))
+    keep = bool(conversion.attribute("keepdims", 1))
+    return REDUCTIONS[conversion.current.op_type](conversion, value, dims, keep)

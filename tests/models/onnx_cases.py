@@ -1,0 +1,180 @@
+"""Small ONNX files of one operator or a few, and the operation by which certificates refuse each, if any."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.models.onnx_files import File
+
+IMAGE = (1, 2, 5, 6)
+BOUNDED = None
+
+
+def one(operator: str, *more: object, shape: tuple[int, ...] = IMAGE, **attributes: object) -> File:
+    """One node on the input; other inputs are constants, None where left out."""
+    file = File(*shape)
+    names = ["" if value is None else file.constant(value) for value in more]
+    file.add(operator, "x", *names, **attributes)
+    return file
+
+
+def two(operator: str, first: dict[str, object], second: dict[str, object] | None = None) -> File:
+    """operator(mean of x over some axes, x or another mean of it)."""
+    file = File(*IMAGE)
+    left = file.add("ReduceMean", "x", **first)
+    right = "x" if second is None else file.add("ReduceMean", "x", **second)
+    file.add(operator, left, right)
+    return file
+
+
+def joined(*parts: object, axis: int, shape: tuple[int, ...] = (1, 3, 4)) -> File:
+    """Concat of constants and the input, "x"."""
+    file = File(*shape)
+    file.add("Concat", *("x" if isinstance(p, str) else file.constant(p) for p in parts), axis=axis)
+    return file
+
+
+def chosen(condition: str, numbers: tuple[object, object]) -> File:
+    """Where(condition(x, 0.1), ...), where "x" stands for the input and "mean" for its channels' means."""
+    file = File(*IMAGE)
+    names = {"x": "x", "mean": file.add("ReduceMean", "x", axes=[2, 3])}
+    asked = file.add(condition, "x", file.constant(0.1))
+    file.add("Where", asked, *(names[n] if isinstance(n, str) else file.constant(n) for n in numbers))
+    return file
+
+
+def counted() -> File:
+    """How many entries are above a number: a comparison made a number again."""
+    file = File(*IMAGE)
+    file.add("Cast", file.add("Greater", "x", file.constant(0.2)), to=1)
+    file.add("ReduceSum", file.last, file.constant([3]), keepdims=0)
+    return file
+
+
+def squeeze_and_excitation() -> File:
+    """x times a gate per channel made of x's means."""
+    file = File(*IMAGE)
+    pooled = file.add("Conv", file.add("GlobalAveragePool", "x"), file.weights(2, 2, 1, 1))
+    file.add("Mul", "x", file.add("Sigmoid", pooled))
+    return file
+
+
+def spelled_out_layer_norm() -> File:
+    """(x - mean) / sqrt(variance + eps), as exporters before opset 17 write it."""
+    file = File(1, 3, 6)
+    centred = file.add("Sub", "x", file.add("ReduceMean", "x", axes=[-1]))
+    squares = file.add("ReduceMean", file.add("Pow", centred, file.constant(2.0)), axes=[-1])
+    file.add("Div", centred, file.add("Sqrt", file.add("Add", squares, file.constant(1e-5))))
+    return file
+
+
+def products(windows: bool) -> File:
+    """Values times values: windows cut from the samples' axis by values that keep it, as in attention."""
+    file = File(1, 4, 6)
+    right = file.add("Transpose", "x", perm=[0, 2, 1])
+    left = "x"
+    if windows:
+        left = file.add("Reshape", "x", file.constant([2, 2, 6]))
+    file.add("MatMul", left, right)
+    return file
+
+
+def resized(mode: str, **attributes: object) -> File:
+    sizes, scales = attributes.pop("sizes", None), attributes.pop("scales", None)
+    return one("Resize", None, scales, sizes, mode=mode, **attributes)
+
+
+POOL = {"kernel_shape": [3, 2], "strides": [2, 2], "ceil_mode": 1}
+LARGEST = {"kernel_shape": [3, 3], "strides": [2, 3]}
+RANDOM = np.random.default_rng(2)
+PAIR, CHANNELS = RANDOM.standard_normal((2, 6)), RANDOM.standard_normal((2, 2))
+CASES: dict[str, tuple[File, int, str | None]] = {
+    "max last": (one("ReduceMax", axes=[-1], keepdims=0), 13, BOUNDED),
+    "max of one axis between": (one("ReduceMax", axes=[2]), 13, BOUNDED),
+    "max of two axes apart": (one("ReduceMax", axes=[1, 3], keepdims=0), 13, BOUNDED),
+    "max by opset 18": (one("ReduceMax", [1, 2]), 18, BOUNDED),
+    "min": (one("ReduceMin", axes=[1, 2], keepdims=0), 13, BOUNDED),
+    "min without samples": (one("ReduceMin", axes=[0], shape=(3, 4)), 13, BOUNDED),
+    "sum": (one("ReduceSum", [2, 3]), 13, BOUNDED),
+    "l2 norm": (one("ReduceL2", axes=[3], keepdims=0), 13, "(linalg_)?vector_norm"),
+    "l1 norm": (one("ReduceL1", axes=[1]), 13, "abs"),
+    "sum of squares": (one("ReduceSumSquare", axes=[1, 2]), 13, "square"),
+    "logsumexp": (one("ReduceLogSumExp", axes=[3]), 13, "logsumexp"),
+    "add channel means": (two("Add", {"axes": [2, 3]}), 13, "broadcast_to"),
+    "subtract from means": (two("Sub", {"axes": [1]}, {"axes": [3]}), 13, "broadcast_to"),
+    "maximum with means": (two("Max", {"axes": [1, 2]}), 13, "broadcast_to"),
+    "multiply with means of fewer axes": (two("Mul", {"axes": [1, 2], "keepdims": 0}), 13, "mul"),
+    "divide by means": (two("Div", {"axes": [3]}, {"axes": [2]}), 13, "truediv"),
+    "add equal shapes": (two("Add", {"axes": [2]}, {"axes": [2]}), 13, BOUNDED),
+    "squeeze and excitation": (squeeze_and_excitation(), 13, "mul"),
+    "layer norm spelled out": (spelled_out_layer_norm(), 13, "broadcast_to"),
+    "max pool ceil": (one("MaxPool", shape=(1, 2, 6, 5), **POOL), 13, BOUNDED),
+    "max pool ceil padded": (one("MaxPool", pads=[1, 0, 1, 0], **POOL), 13, BOUNDED),
+    "max pool ceil uneven": (one("MaxPool", pads=[0, 1, 1, 0], **POOL), 13, BOUNDED),
+    "max pool uneven": (one("MaxPool", pads=[1, 0, 0, 2], **LARGEST), 13, BOUNDED),
+    "max pool same": (one("MaxPool", auto_pad="SAME_UPPER", **LARGEST), 13, BOUNDED),
+    "max pool ceil dilated": (
+        one("MaxPool", shape=(1, 1, 8, 7), dilations=[2, 2], **POOL), 13, BOUNDED,
+    ),
+    "average pool ceil": (one("AveragePool", shape=(1, 2, 6, 5), **POOL), 13, BOUNDED),
+    "average pool ceil padded": (one("AveragePool", pads=[1, 1, 1, 1], **POOL), 13, BOUNDED),
+    "average pool ceil counted": (
+        one("AveragePool", pads=[1, 1, 1, 1], count_include_pad=1, **POOL), 19, BOUNDED,
+    ),
+    "average pool uneven": (one("AveragePool", pads=[1, 0, 0, 2], **LARGEST), 13, BOUNDED),
+    "average pool far padded": (
+        one("AveragePool", kernel_shape=[3, 3], pads=[2, 2, 2, 2]), 13, BOUNDED,
+    ),
+    "pad reflect": (one("Pad", [0, 0, 2, 1, 0, 0, 1, 3], mode="reflect"), 13, BOUNDED),
+    "pad edge": (one("Pad", [0, 1, 0, 2, 0, 0, 7, 1], mode="edge"), 13, BOUNDED),
+    "pad wrap": (one("Pad", [0, 0, 2, 1, 0, 0, 1, 3], mode="wrap"), 19, BOUNDED),
+    "pad edge of axes": (one("Pad", [2, 1], None, [-1], mode="edge"), 18, BOUNDED),
+    "class token": (joined(RANDOM.standard_normal((1, 1, 4)), "x", axis=1), 13, BOUNDED),
+    "constants everywhere": (
+        joined(PAIR[None, :, :3].transpose(0, 2, 1), "x", "x", PAIR[None, :, :3].transpose(0, 2, 1), axis=2),
+        13, BOUNDED,
+    ),
+    "constant between": (joined("x", RANDOM.standard_normal((2, 4)), "x", axis=0, shape=(3, 4)), 13, BOUNDED),
+    "a product of values": (products(False), 13, "matmul"),
+    "a product of values of uneven axes": (products(True), 13, "matmul"),
+    "layer norm": (one("LayerNormalization", PAIR[0], PAIR[1]), 17, "layer_norm"),
+    "layer norm of axes": (
+        one("LayerNormalization", RANDOM.standard_normal((5, 6)), axis=2, epsilon=1e-3), 17, "layer_norm",
+    ),
+    "instance norm": (one("InstanceNormalization", *CHANNELS, epsilon=1e-3), 13, "group_norm"),
+    "group norm": (one("GroupNormalization", *CHANNELS, num_groups=1), 21, "group_norm"),
+    "resize nearest": (resized("nearest", scales=[1.0, 1.0, 2.0, 3.0]), 13, BOUNDED),
+    "resize nearest sizes": (resized("nearest", sizes=[1, 2, 7, 4]), 13, BOUNDED),
+    "resize nearest floor": (
+        resized(
+            "nearest", sizes=[1, 2, 11, 15], nearest_mode="floor",
+            coordinate_transformation_mode="asymmetric",
+        ), 13, BOUNDED,
+    ),
+    "resize nearest ceil": (
+        resized("nearest", scales=[1.0, 1.0, 1.4, 1.1], nearest_mode="ceil"), 13, BOUNDED,
+    ),
+    "resize nearest to the half above": (
+        resized(
+            "nearest", sizes=[1, 2, 12, 14], nearest_mode="round_prefer_ceil",
+            coordinate_transformation_mode="asymmetric",
+        ), 13, BOUNDED,
+    ),
+    "resize linear": (resized("linear", scales=[1.0, 1.0, 2.0, 1.5]), 13, BOUNDED),
+    "resize linear corners": (
+        resized("linear", sizes=[1, 2, 8, 3], coordinate_transformation_mode="align_corners"), 13, BOUNDED,
+    ),
+    "resize linear torch": (
+        resized("linear", sizes=[1, 2, 9, 1], coordinate_transformation_mode="pytorch_half_pixel"),
+        13, BOUNDED,
+    ),
+    "resize of opset 10": (one("Resize", [1.0, 1.0, 2.0, 2.0], mode="nearest"), 10, BOUNDED),
+    "upsample of opset 9": (one("Upsample", [1.0, 1.0, 2.0, 2.0], mode="nearest"), 9, BOUNDED),
+    "gather any": (one("Gather", [2, 0, 0, -1], axis=3), 13, BOUNDED),
+    "slice backwards": (one("Slice", [4, -1], [-9, 0], [2, 3], [-1, -2]), 13, BOUNDED),
+    "expand": (one("Expand", [3, 1, 4], shape=(1, 1, 4)), 13, "broadcast_to"),
+    "expand in front": (one("Expand", [2, 3, 4], shape=(3, 4)), 13, "broadcast_to"),
+    "where": (chosen("Greater", ("x", -1.0)), 13, "gt"),
+    "where of shapes": (chosen("LessOrEqual", ("mean", "x")), 13, "le"),
+    "a comparison as a number": (counted(), 13, "gt"),
+}  # fmt: skip
