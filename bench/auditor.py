@@ -38,7 +38,7 @@ GAIN = 0.04
 LABEL_QUERIES = 2000
 # How much one judge may be ahead of another, as a share of the samples, before the other is distrusted.
 AHEAD = 0.05
-BEHIND = 0.1
+BEHIND = 0.15
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,7 @@ class _Auditor:
         """Fails where `first` breaks clearly more samples than `second`."""
         more, fewer = (float(broken.double().mean()) for broken in (first, second))
         said = f"{one} breaks {100 * more:.0f} %, {other} {100 * fewer:.0f} %"
-        self.rungs.append(Rung(name, more <= fewer + slack, said))
+        self.rungs.append(Rung(name, more <= fewer + slack + 1e-9, said))
 
 
 def _within(result: AdversarialBatch, radius: float) -> Tensor:
