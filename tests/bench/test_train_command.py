@@ -21,8 +21,8 @@ MISTAKES = {
     "no hidden layer": ("linear-3-7+noise-blind", "cannot train linear-3-7: it has no hidden features"),
     "sources of other data": ("linear-3-7+ensemble-adversarial", "judges mnist, linear-3-7 is for mnist-3-7"),
     "a ramp beyond the box": (
-        "conv-small+interval(eps=0.95)",
-        "cannot train at radius 1.0925: images lie in",
+        "conv-small+interval(eps=0.95,overshoot=1.2)",
+        "cannot train at radius 1.14: images lie in",
     ),
     "a dual beyond the box": ("conv-small+polytope(eps=0.9)", "cannot train at radius 1.08: images lie in"),
     "examples beyond the box": ("conv-small+adversarial-pgd(eps=2)", "cannot train at radius 2: images lie"),
