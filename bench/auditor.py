@@ -38,7 +38,7 @@ GAIN = 0.04
 LABEL_QUERIES = 2000
 # How much one judge may be ahead of another, as a share of the samples, before the other is distrusted.
 AHEAD = 0.05
-BEHIND = 0.15
+BEHIND = 0.1
 
 
 @dataclass(frozen=True)

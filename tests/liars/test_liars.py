@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from attacks.square import Square
-from bench.auditor import Audit, audit
+from bench.auditor import Audit, _Auditor, audit
 from defenses.zoo import ModelName, load
+from models.base import Batch
 from models.probes import signs
 from models.randomness import Randomness
 from models.threat import ThreatModel
@@ -120,3 +121,14 @@ def test_an_audit_leaves_the_callers_model_as_it_was() -> None:
     batch, model = panel(4), classifier(LIARS["random logits"](), "random")
     assert "random" in audit(model, batch.x, batch.y, eps=0.05).flags
     assert not model.stochastic
+
+
+@pytest.mark.parametrize(("more", "passed"), [(8, True), (9, False)])
+def test_a_difference_of_exactly_what_is_allowed_passes(more: int, passed: bool) -> None:
+    """0.7 + 0.1 is less than 0.8 in floating point: 10 points between pgd and the worst case were flagged."""
+    model = classifier(torch.nn.Linear(2, 10), "any")
+    batch = Batch.of(torch.zeros(10, 2), torch.zeros(10, dtype=torch.int64))
+    auditor = _Auditor(model, batch, ThreatModel("linf", 0.1), Randomness(0))
+    places = torch.arange(10)
+    auditor._compare("rung", places < more, places < 7, 0.1, "one", "other")
+    assert auditor.rungs[0].passed is passed
