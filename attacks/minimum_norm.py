@@ -56,7 +56,8 @@ class MinimumNorm(Attack):
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1 or self.patience < 1:
-            raise UserError(f"minimum-norm needs 0 < ratio < 1 and patience >= 1, not {self.ratio:g}")
+            given = f"{self.ratio:g} and {self.patience}"
+            raise UserError(f"minimum-norm needs 0 < ratio < 1 and patience >= 1, not {given}")
 
     def propose(
         self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None

@@ -106,7 +106,7 @@ class _Intercepted(TorchFunctionMode):
         return self.call(func, lambda x: func(x, *args[1:], **rest), args[0])
 
     def _applied(self, cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-        """A custom function, which `call` sees only where its own derivative is zero throughout."""
+        """The result of a custom function, by way of `custom` where it maps a batch to its own shape."""
         plain, outer = self._plain.__get__(None, cls), self._inside
         x = args[0] if args else None
         if outer or cls is _Sloped or not isinstance(x, Tensor) or x.dim() < 2 or not x.is_floating_point():
