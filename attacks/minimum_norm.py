@@ -23,11 +23,25 @@ from models.threat import ThreatModel, vector_norm
 
 FROM_CLEAN = Course(steps=20, smooth=0.7)
 FROM_RANDOM = Course(steps=20, smooth=0.7, breadth=2.0)
-FROM_BEST = Course(steps=20, first=0.3)
+FROM_NEAREST = Course(steps=20, first=0.3)
 HALVINGS = 6
 FINER = 0.25
 SMALLEST = 1e-4
 SLACK = 1 + 1e-4
+
+
+@dataclass(frozen=True)
+class Way:
+    """Where chains start in a ball: one at the `nearest` point known, three at x or at a `random` point."""
+
+    nearest: bool = False
+    targeted: Course | None = None
+    random: bool = False
+
+
+FIRST = Way(nearest=True, targeted=FROM_CLEAN)
+AGAIN = Way(targeted=FROM_RANDOM, random=True)
+LAST = Way(nearest=True)
 
 
 @register_attack("minimum-norm")
@@ -63,8 +77,9 @@ class MinimumNorm(Attack):
         self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None
     ) -> Tensor:
         best = self._first(model, batch, threat, randomness)
-        self._sweep(model, batch, threat, best, randomness, self.ratio, self.patience)
-        self._sweep(model, batch, threat, best, randomness, self.ratio**FINER, 0)
+        ways = (FIRST, *[AGAIN] * (self.patience - 1))
+        self._sweep(model, batch, threat, best, randomness, self.ratio, ways)
+        self._sweep(model, batch, threat, best, randomness, self.ratio**FINER, (LAST,))
         return threat.project(batch.x, best.point)
 
     def _sweep(
@@ -75,21 +90,20 @@ class MinimumNorm(Attack):
         best: Best,
         randomness: Randomness,
         ratio: float,
-        patience: int,
+        ways: tuple[Way, ...],
     ) -> None:
-        """Follows every sample through the balls until `patience` searches of one fail, or one chain if 0."""
+        """Follows every sample through the balls until all `ways` of searching one have failed."""
         goal = 0.0 if threat.eps is None else threat.eps
         failures = torch.zeros(len(batch), dtype=torch.int64, device=batch.x.device)
         for radius in radii(batch.x, threat, ratio):
             ball = replace(threat, eps=max(radius, goal))
-            for attempt in range(max(patience, 1)):
+            for attempt, way in enumerate(ways):
                 # Those whose nearest point lies outside this ball, and lay inside the one before.
                 outside = (best.distance > radius) & (best.distance * ratio <= radius * SLACK)
                 outside |= ~best.found
                 going = (outside & (best.distance > goal) & (failures == attempt)).nonzero()[:, 0]
                 if len(going):
                     stream = randomness.child("ball", attempt)
-                    way = attempt if patience else -1
                     broken = self._within_ball(model, batch, going, ball, best, stream, way)
                     failures[going] = torch.where(broken, 0, attempt + 1)
 
@@ -114,24 +128,20 @@ class MinimumNorm(Attack):
         ball: ThreatModel,
         best: Best,
         randomness: Randomness,
-        way: int,
+        way: Way,
     ) -> Tensor:
-        """Searches the ball around each of `rows` (k,), books what is found; which of them fell (k,).
-
-        way -1: one chain from the nearest point known; 0: that and three from x; above: three from elsewhere.
-        """
+        """Searches the ball around each of `rows` (k,), books what is found; which of them fell (k,)."""
         mine, part = batch[rows], model.part(GradientAccess, len(rows), batch.y[rows])
         search = Search(part, mine, ball, DRAWS if model.stochastic else 1)
         everyone = torch.arange(len(rows), device=rows.device)
-        if way <= 0:
+        if way.nearest:
             near = ball.project(mine.x, best.point[rows])
-            search.climb(everyone, near, torch.full_like(everyone, -1), FROM_BEST, "nearest")
+            search.climb(everyone, near, torch.full_like(everyone, -1), FROM_NEAREST, "nearest")
         left = search.live
-        if len(left) and way >= 0:
+        if len(left) and way.targeted:
             ground = Ground.measured(search, left, randomness)
-            start = mine.x if way == 0 else ball.sample(mine.x, mine.index, randomness)
-            course = FROM_CLEAN if way == 0 else FROM_RANDOM
-            ground.aim(search, left, start[left], course, "ball", slice(1, 1 + TARGETS))
+            start = ball.sample(mine.x, mine.index, randomness) if way.random else mine.x
+            ground.aim(search, left, start[left], way.targeted, "ball", slice(1, 1 + TARGETS))
         model.absorb(part, rows)
         best.offer(rows, search.point, ball.distance(mine.x, search.point).to(best.distance), search.broken)
         closer(model, batch, rows[search.broken], ball, best, HALVINGS, span=1 - self.ratio)
