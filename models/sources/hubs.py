@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,9 @@ def _cached(described: dict[str, Any]) -> Path | None:
 
 def _robustbench(place: Place) -> nn.Module:
     """A model of RobustBench with weights from @weights=FILE or robustbench's folder `models`."""
+    # RobustBench 1.1 imports `autoattack`; the package that it requires calls itself `pyautoattack`.
+    if not importlib.util.find_spec("autoattack") and importlib.util.find_spec("pyautoattack"):
+        sys.modules["autoattack"] = importlib.import_module("pyautoattack")
     architectures = _package("robustbench", "robustbench.model_zoo.models").model_dicts
     known: set[str] = set()
     for data, sets in architectures.items():
