@@ -43,8 +43,15 @@ class IntervalTraining(Defense):
 
     def loss(self, network: nn.Module, batch: Batch, progress: float, randomness: Randomness) -> Tensor:
         rise = linear_rise(progress, self.warm, self.ramp)
-        threat = ThreatModel("linf", self.eps * self.overshoot * rise)
-        lower = interval_margins(trace(network), batch.x, batch.y, threat)
+        lower = self.margins(network, batch.x, batch.y, self.eps * self.overshoot * rise)
+        return self.weighted(network, batch, lower, rise)
+
+    def margins(self, network: nn.Module, x: Tensor, y: Tensor, radius: float) -> Tensor:
+        """Interval lower bounds (n, classes) on z_y - z_j over the balls of `radius` around x (n, ...)."""
+        return interval_margins(trace(network), x, y, ThreatModel("linf", radius))
+
+    def weighted(self, network: nn.Module, batch: Batch, lower: Tensor, rise: float) -> Tensor:
+        """k L(f(x), y) + (1 - k) L(-lower, y), k on its way from 1 to `clean_weight` as `rise` goes to 1."""
         certified = functional.cross_entropy(-lower, batch.y)
         weight = 1 - (1 - self.clean_weight) * rise
         if not weight:

@@ -20,6 +20,7 @@ from defenses.base import DEFENSES, Defense
 from defenses.interval import IntervalTraining, linear_rise
 from defenses.none import NoDefense
 from defenses.polytope import PolytopeTraining
+from defenses.small_boxes import SmallBoxes
 from defenses.training import accuracy, new_network, train
 from models.architecture import MODELS
 from models.base import Batch
@@ -41,6 +42,7 @@ DEFENCES: dict[str, Defense] = {name: DEFENSES[name]() for name in DEFENSES} | {
     "adversarial-pgd": AdversarialPGD(eps=0.1, steps=2),
     "polytope": PolytopeTraining(eps=0.02, warm=0.5),
     "interval": IntervalTraining(eps=0.02),
+    "small-boxes": SmallBoxes(eps=0.02),
 }
 
 
