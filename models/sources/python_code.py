@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from models.errors import UserError
 from models.sources.base import SOURCES, Place, load_state
+from models.torchvision_operators import import_torchvision
 
 OURS = ("attacks", "bench", "certify", "defenses", "models", "tests")
 
@@ -135,5 +137,21 @@ def _file(place: Place) -> nn.Module:
         return _call(module, function, place)
 
 
-SOURCES.add("python", _python)
-SOURCES.add("file", _file)
+def _beside_torchvision(read: Callable[[Place], nn.Module]) -> Callable[[Place], nn.Module]:
+    """`read`, once more with torchvision's operators declared where they are what the user's code lacks."""
+
+    @functools.wraps(read)
+    def opened(place: Place) -> nn.Module:
+        try:
+            return read(place)
+        except UserError as error:
+            if "operator torchvision::" not in str(error):
+                raise
+        import_torchvision()
+        return read(place)
+
+    return opened
+
+
+SOURCES.add("python", _beside_torchvision(_python))
+SOURCES.add("file", _beside_torchvision(_file))

@@ -348,6 +348,32 @@ def test_dropout_is_switched_off_and_noise_is_noted(folder: Path) -> None:
     assert "answers differently" in noisy.notes[0]
 
 
+def test_users_code_may_import_torchvision_beside_any_torch(folder: Path) -> None:
+    (folder / "vision.py").write_text(
+        """
+import sys
+from pathlib import Path
+import torch
+
+def failing(what):
+    tried = Path(__file__).with_suffix(".tried")
+    tried.write_text(tried.read_text() + "." if tried.exists() else ".")
+    if len(tried.read_text()) < 2:
+        raise RuntimeError(f"operator {what} does not exist")
+    assert hasattr(torch.ops.torchvision, "nms")
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3))
+
+def other():
+    raise RuntimeError("operator mine::nms does not exist")
+""",
+        encoding="utf-8",
+    )
+    assert open_model(f"file:{folder}/vision.py:failing,what=torchvision::nms", images(), 3).classifier
+    assert (folder / "vision.tried").read_text() == ".."
+    with pytest.raises(UserError, match="mine::nms does not exist"):
+        open_model(f"file:{folder}/vision.py:other", images(), 3)
+
+
 def test_every_source_says_what_it_reads() -> None:
     assert set(SOURCES) == {
         "python", "file", "onnx", "torchscript", "exported", "torchvision", "timm", "robustbench"
