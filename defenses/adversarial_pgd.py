@@ -34,6 +34,7 @@ class AdversarialPGD(Defense):
     steps: int = 8
     step_size: float = 0.08
     ramp: float = 0.3
+    epochs: int = 30
 
     def __post_init__(self) -> None:
         check_radius(self.name, self.eps)
@@ -55,4 +56,4 @@ class AdversarialPGD(Defense):
         return functional.cross_entropy(network(x_adv), batch.y)
 
     def recipe(self, architecture: Architecture) -> Recipe:
-        return Recipe(epochs=30, batch_size=128, learning_rate=1e-3)
+        return Recipe(epochs=self.epochs, batch_size=128, learning_rate=1e-3)
