@@ -21,7 +21,7 @@ from models.errors import UserError
 from models.norms import POSES
 from models.poses import Poses, Spatial
 from models.randomness import Randomness
-from models.threat import ThreatModel
+from models.threat import Box, ThreatModel
 from models.transformation import need_images
 
 SEARCHES = ("grid", "random", "first-order")
@@ -90,16 +90,22 @@ class RotationTranslation(Attack):
             for restart in range(self.restarts):
                 self._climb(model, batch, allowed, worst, randomness.child("restart", restart))
             return worst.pose
-        n = len(batch)
-        if self.search == "grid":
+        n, shared = len(batch), self.search == "grid"
+        if shared:
             poses = allowed.grid(self.angles, self.shifts).to(batch.x.device).expand(n, -1, 3)
         else:
             poses = 2 * randomness.uniform(batch.index, (self.draws, 3)).double() - 1
         for first in range(0, poses.shape[1], GROUP):
-            for rows in worst.live().split(ROWS // GROUP):
+            live = worst.live()
+            if not len(live):
+                break
+            for rows in live.split(ROWS // GROUP):
                 pose = poses[rows, first : first + GROUP]
                 row = rows.repeat_interleave(pose.shape[1])
-                image = allowed.apply(batch.x[row], pose.flatten(0, 1), model.box)
+                if shared:
+                    image = _alike(batch.x[rows], pose[0], allowed, model.box)
+                else:
+                    image = allowed.apply(batch.x[row], pose.flatten(0, 1), model.box)
                 worst.note(rows, pose, model.logits(image, row))
         return worst.pose
 
@@ -125,6 +131,16 @@ class RotationTranslation(Attack):
             length = self.step_size * (1 - step / self.steps)
             pose = (pose + length * slope.sign()).clamp(-1, 1)[staying]
             rows = rows[staying]
+
+
+def _alike(x: Tensor, pose: Tensor, allowed: Poses, box: Box) -> Tensor:
+    """Each of the images x (k, c, h, w) in all poses (g, 3), one image after the other: (k * g, c, h', w').
+
+    Where a pose's pixels come from is computed once for all images, as if these were the channels of one.
+    """
+    k, c = x.shape[:2]
+    moved = allowed.apply(x.reshape(1, k * c, *x.shape[2:]).expand(len(pose), -1, -1, -1), pose, box)
+    return moved.reshape(len(pose), k, c, *moved.shape[2:]).transpose(0, 1).flatten(0, 1)
 
 
 class _Worst:

@@ -4,7 +4,9 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from attacks.deepfool import DeepFool
+from attacks.deepfool import DeepFool, Rivals
+from defenses.zoo import ModelName, load
+from models.data import load_data
 from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import UNIT_BOX, Box, ThreatModel, vector_norm
@@ -155,3 +157,30 @@ def test_steps_tangent_to_the_box_are_fewer():
     tangent = DeepFool(tangent=True).run(model, batch, threat, Randomness(0))
     assert bool(tangent.success.all())
     assert int(tangent.backward.sum()) < 0.7 * int(plain.backward.sum())
+
+
+@pytest.mark.parametrize(("norm", "part"), [("linf", 0.6), ("l2", 0.6), ("l1", 0.95)])
+def test_leaving_out_far_classes_changes_nothing_but_the_passes(norm, part, monkeypatch):
+    model, data, threat = load(ModelName.parse("fc500-150-10")), load_data("mnist5k"), ThreatModel(norm, None)
+    batch = data.batch(data.panel(20))
+    few = DeepFool().run(model, batch, threat, Randomness(0))
+    monkeypatch.setattr("attacks.deepfool.GROWTH", torch.inf)
+    every = DeepFool().run(model, batch, threat, Randomness(0))
+    assert bool((every.backward % 9 == 0).all())
+    assert torch.equal(few.success, every.success)
+    torch.testing.assert_close(few.distance, every.distance, equal_nan=True, rtol=1e-4, atol=1e-5)
+    assert int(few.backward.sum()) < part * int(every.backward.sum())
+
+
+def test_a_class_comes_back_with_time_and_with_its_gap():
+    rivals, live = Rivals(torch.zeros(1, 4), 3, tangent=False), torch.zeros(1, dtype=torch.int64)
+    others, near = torch.tensor([[1, 2]]), torch.tensor([[1.0, 1.0]])
+    assert bool(rivals.possible(live, others, near).all())
+    rivals.measured(live, others, torch.tensor([[1.0, 0.02]]))
+    asked = []
+    for _ in range(3):  # Boundaries at 1 and 50: after three steps the second slope may be 27 times steeper.
+        asked.append(rivals.possible(live, others, near)[0].tolist())
+        rivals.measured(live, others[:, :1], torch.tensor([[1.0]]))
+    assert asked == [[True, False], [True, False], [True, True]]
+    rivals.measured(live, others, torch.tensor([[1.0, 0.02]]))
+    assert bool(rivals.possible(live, others, torch.tensor([[1.0, 0.1]])).all())

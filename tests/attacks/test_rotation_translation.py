@@ -97,6 +97,42 @@ def test_the_grid_search_equals_brute_force():
         torch.testing.assert_close(result.x_adv[i, 0], image, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("view", [None, (6, 5)])
+def test_the_grid_search_equals_brute_force_on_colour_images(view):
+    h, w = view or (8, 8)
+    generator = torch.Generator().manual_seed(3)
+    layer = nn.utils.skip_init(nn.Linear, 3 * h * w, 4)
+    nn.init.normal_(layer.weight, std=0.3, generator=generator)
+    nn.init.zeros_(layer.bias)
+    model = Classifier(nn.Sequential(nn.Flatten(), layer), num_classes=4)
+    x = nn.functional.interpolate(images(30, (3, 3, 3)), size=(8, 8), mode="bilinear")
+    poses = Poses(10.0, 0.03, view)
+    y = model.logits(poses.apply(x, torch.zeros(30, 3), model.box)).argmax(1)
+    result = spatial_worst_case(model, Batch.of(x, y), RotationTranslation(**SMALL), poses=poses)
+    grid, losses = landscape(model, Batch.of(x, y), poses, **SMALL)
+    assert torch.equal(result.success, (losses > 0).any(1))
+    held = ~result.success
+    assert 3 < int(held.sum()) < 27
+    assert torch.equal(result.pose[held], grid[losses[held].argmax(1)])
+
+
+def test_nothing_is_asked_once_all_are_broken():
+    """The network always errs but for the identity, so that the first ten poses break every image."""
+
+    class Asked(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return torch.stack([x[:, 0, 0, 0], torch.full((len(x),), 0.4)], 1)
+
+    model = Classifier(Asked(), num_classes=2)
+    bright = Batch.of(0.5 + 0.5 * images(10, (1, 8, 8)), torch.zeros(10, dtype=torch.int64))
+    result = spatial_worst_case(model, bright, RotationTranslation())
+    assert bool(result.success.all())
+    assert model.network.calls <= 4
+
+
 def test_the_searches_are_ordered():
     """identity <= worst of 3 <= worst of 10, whose draws begin with those 3; the grid breaks more in all."""
     model = conv()

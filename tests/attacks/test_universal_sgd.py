@@ -13,7 +13,7 @@ from models.data import load_data
 from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import Box, ThreatModel, vector_norm
-from tests.builders import images, labelled, mlp, random_linear
+from tests.builders import images, labelled, linear, mlp, random_linear
 
 
 def fooling(result) -> float:
@@ -29,7 +29,7 @@ def test_it_fools_held_out_images_no_less_than_deepfools_in_fewer_passes(norm, e
     slow = Universal(passes=2).run(model, batch, threat, Randomness(0), aside)
     assert float(vector_norm(fast.artifacts["perturbation"].double(), norm)) <= eps
     assert fooling(fast) >= fooling(slow)
-    assert fast.shared_forward + fast.shared_backward < 0.5 * (slow.shared_forward + slow.shared_backward)
+    assert fast.shared_forward + fast.shared_backward < 0.6 * (slow.shared_forward + slow.shared_backward)
     noise = threat.steepest(Randomness(1).normal(torch.zeros(1, dtype=torch.int64), batch.x.shape[1:])) * eps
     moved = threat.project(batch.x, batch.x + noise)
     random = float((model.logits(moved).argmax(1) != batch.y)[fast.clean].float().mean())
@@ -98,7 +98,23 @@ def test_scaling_inputs_scales_v_and_a_constant_changes_nothing():
     torch.testing.assert_close(255 * a, b, rtol=0, atol=0.5)
 
 
-@pytest.mark.parametrize("settings", [{"minibatch": 0}, {"clip": 0.0}, {"relative_step": -1.0}])
+def test_the_few_unsure_images_do_not_choose_the_direction():
+    """Logits (x_1, x_2, 0): nine images lead by 8 and need x_1 to fall, one leads by 0.2 and needs x_2 to.
+
+    The plain cross-entropy's gradient is 140 times larger for the one than for the nine together.
+    """
+    model = linear(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]), torch.zeros(3), Box(-20.0, 20.0))
+    batch = labelled(model, torch.tensor([[8.0, -8.0]] * 9 + [[-8.0, 0.2]]))
+    threat = ThreatModel("l2", 1.0, model.box)
+    one_step = UniversalSGD(passes=1, minibatch=10)
+    (v,) = one_step.fit(GradientAccess(model, 0), batch, threat, Randomness(0))
+    assert float(v.norm()) == pytest.approx(0.2, rel=1e-4)
+    assert float(v[0]) < 2 * float(v[1]) < 0
+
+
+@pytest.mark.parametrize(
+    "settings", [{"minibatch": 0}, {"clip": 0.0}, {"relative_step": -1.0}, {"spread": 0.0}]
+)
 def test_bad_settings_are_users_errors(settings):
     with pytest.raises(UserError, match="universal-sgd needs"):
         UniversalSGD(**settings)
