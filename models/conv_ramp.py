@@ -1,5 +1,6 @@
 """A convolutional network that first pushes grey pixels towards black or white, for certified training."""
 
+import torch
 from torch import nn
 
 from models.architecture import register_model
@@ -16,13 +17,20 @@ def ramp(centre: float = CENTRE, width: float = WIDTH) -> list[nn.Module]:
     1 - relu(1 - relu(z)) is the clamp of z: convolutions and ReLUs alone, which every certificate reads.
     Interval bounds of the three are exact.
     """
-    rise, turn, back = (nn.Conv2d(1, 1, 1) for _ in range(3))
-    for layer, (weight, bias) in zip(
-        (rise, turn, back), ((1 / width, 0.5 - centre / width), (-1.0, 1.0), (-1.0, 1.0)), strict=True
-    ):
-        nn.init.constant_(layer.weight, weight)
-        nn.init.constant_(layer.bias, bias)
+    rise, turn, back = (
+        _scaled(1 / width, 0.5 - centre / width),
+        _scaled(-1.0, 1.0),
+        _scaled(-1.0, 1.0),
+    )
     return [rise, nn.ReLU(), turn, nn.ReLU(), back]
+
+
+def _scaled(weight: float, bias: float) -> nn.Conv2d:
+    layer = nn.Conv2d(1, 1, 1)
+    with torch.no_grad():
+        layer.weight.fill_(weight)
+        layer.bias.fill_(bias)  # type: ignore[union-attr]
+    return layer
 
 
 @register_model(
