@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from attacks.base import ATTACKS, Attack
 from certify.base import CERTIFIERS, Certifier
+from certify.effort import backward_multiplications
 from models.base import Batch, Classifier, frozen
 from models.discover import import_modules
 from models.errors import NotApplicable, UserError
@@ -26,11 +27,13 @@ from models.threat import ThreatModel
 for room in ("attacks", "certify"):
     import_modules(room)
 
-ATTACK_ORDER = ("fgsm", "strongest", "rotation-translation", "corruptions", "patch", "rp2")
-CERTIFICATE_ORDER = ("ibp", "polytope", "crown", "alpha-crown")
+ATTACK_ORDER = ("fgsm", "strongest", "rotation-translation", "lighting", "corruptions", "patch", "rp2")
+CERTIFICATE_ORDER = ("ibp", "polytope", "crown", "alpha-crown", "parameter-split")
 COLUMNS = ["index", "judge", "kind", "success", "distance", "lower", "certified", "seconds"]
 # Under a time limit, pieces are as large as a quarter of what is left of it allows, and no larger than this.
 PIECE = 64
+# Multiplications an image: ten seconds of a core. `lenet` takes a fifth of it, a ResNet-18 ten times as much.
+AFFORDABLE = 2e11
 J = TypeVar("J", Attack, Certifier)
 
 
@@ -44,10 +47,14 @@ class TimeIsUp(Exception):
 
 @dataclass(frozen=True)
 class Judges:
-    """Attacks and certificates in the order in which they run, by the names that rows give them."""
+    """Attacks and certificates in the order in which they run, by the names that rows give them.
+
+    `chosen` certificates were asked for by name; the usual ones may be left out where they cost too much.
+    """
 
     attacks: dict[str, Attack]
     certificates: dict[str, Certifier]
+    chosen: bool = True
 
     @staticmethod
     def named(attacks: Sequence[str] | None, certificates: Sequence[str] | None, norm: str) -> Judges:
@@ -58,7 +65,24 @@ class Judges:
         return Judges(
             _named(attacks, ATTACK_ORDER, norm, ATTACKS, "attack"),
             _named(certificates, CERTIFICATE_ORDER, norm, CERTIFIERS, "certificate"),
+            certificates is not None,
         )
+
+    def affordable(self, model: Classifier, batch: Batch) -> tuple[Judges, list[str]]:
+        """These without the usual certificates that would take minutes an image, and a line that says so."""
+        wide = [name for name, judge in self.certificates.items() if judge.wide_cost is not None]
+        if self.chosen or not wide:
+            return self, []
+        try:
+            work = backward_multiplications(model, batch)
+        except UserError:
+            work = 0.0  # each certificate says for itself why it cannot
+        if work <= AFFORDABLE:
+            return self, []
+        names = ", ".join(wide)
+        line = f"certificates {names} left out at {work:.0e} multiplications an image: name them to run"
+        kept = {name: judge for name, judge in self.certificates.items() if name not in wide}
+        return replace(self, certificates=kept), [line]
 
 
 def _named(
@@ -123,7 +147,8 @@ def judge_all(
     Contradiction for a sample that is certified and broken.
     """
     clean = _clean(model, batch)
-    found = Verdicts(clean, ~clean, torch.zeros_like(clean))
+    judges, left_out = judges.affordable(model, batch)
+    found = Verdicts(clean, ~clean, torch.zeros_like(clean), flags=left_out)
     clock = _Clock(seconds)
     with clock.watching(model.network):
         while found.judged < len(batch):
@@ -200,8 +225,10 @@ def _judge_piece(
         found.rows.append(rows)
         broken[_indices(rows, "success")] = True
         tell(f"{name}: breaks {int(rows['success'].sum())} of {len(rows)}, {rows['seconds'].sum():.1f} s")
-    for name, certifier in judges.certificates.items():
-        left = places[(found.clean & ~certified)[places]].to(batch.x.device)
+    for number, (name, certifier) in enumerate(judges.certificates.items()):
+        # The first looks at broken samples too: what it proved of one would convict it or the attack.
+        wanted = found.clean if not number else ~(certified | broken)
+        left = places[wanted[places]].to(batch.x.device)
         try:
             rows = _certify(name, certifier, model, batch[left], threat, randomness)
         except NotApplicable as reason:
@@ -233,9 +260,8 @@ def _certify(
         return _rows(name, "certificate", batch.index, start)
     result = judge.run(model, batch, threat, randomness)
     columns = {"certified": result.certified, "lower": result.margin}
-    if result.broken is not None and result.witness is not None:
-        away = threat.distance(batch.x, result.witness)
-        columns |= {"success": result.broken, "distance": torch.where(result.broken, away, torch.nan)}
+    if result.broken is not None and result.distance is not None:
+        columns |= {"success": result.broken, "distance": result.distance}
     return _rows(name, "certificate", batch.index, start, **columns)
 
 

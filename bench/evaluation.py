@@ -12,6 +12,7 @@ from torch import nn
 from bench.bracket import Judges, judge_all
 from bench.inputs import Arrays, read_box, read_inputs
 from bench.stats import wilson
+from certify.base import CERTIFIERS
 from models.base import Batch, Classifier
 from models.eps import parse_eps
 from models.errors import UserError
@@ -125,7 +126,8 @@ def bracket(
     """What `evaluate` returns, of inputs that are read already; `found` is what is known of the model."""
     batch = Batch.of(batch.x, batch.y)
     verdicts = judge_all(model, batch, threat, judges, Randomness(seed), seconds, tell)
-    bounded = [] if threat.norm in BALLS else [f"no certificate bounds '{threat.norm}': the lower end is 0"]
+    bounds = any(threat.norm in CERTIFIERS[name].norms for name in CERTIFIERS)
+    bounded = [] if bounds else [f"no certificate bounds '{threat.norm}': the lower end is 0"]
     return Evaluation(
         name=model.name,
         norm=threat.norm,

@@ -30,6 +30,13 @@ Weights = Annotated[
     Path | None, typer.Option(help="State dictionary of your own MODEL (.pt, .pth or .safetensors).")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse corrupt images instead of skipping.")]
+Norm = Annotated[
+    str,
+    typer.Option(
+        help="linf, l2, l1; or spatial, rotation, translation, lighting, brightness, contrast, corruption, "
+        "patch, mask."
+    ),
+]
 Proof = Annotated[Path | None, typer.Option(help="Write a proof file per certified image into this folder.")]
 Seconds = Annotated[
     float | None, typer.Option(help="Stop the judges after this time; the rest is not judged.")

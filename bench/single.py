@@ -11,6 +11,7 @@ from bench.options import (
     DataRoot,
     Device,
     Download,
+    Norm,
     Proof,
     Seconds,
     Strict,
@@ -27,9 +28,7 @@ def evaluate(
     data: Annotated[
         str, typer.Option(help="mnist5k, mnist, ..., npz:FILE, folder:DIR or parquet:PLACE.")
     ] = "mnist5k",
-    norm: Annotated[
-        str, typer.Option(help="linf, l2, l1; or spatial, rotation, translation, corruption, patch, mask.")
-    ] = "linf",
+    norm: Norm = "linf",
     eps: Annotated[
         str, typer.Option(help="Radius, in units of [0, 1]: 0.1 or 8/255; else the threat's size.")
     ] = "8/255",

@@ -200,11 +200,10 @@ def _certify(
     with torch.no_grad():
         clean = torch.cat([model.logits(part.x).argmax(1) for part in batch.split(256)]) == batch.y
     found = {"certified": certificate.certified, "lower": certificate.margin}
-    if certificate.broken is not None and certificate.witness is not None:
-        away = threat.distance(batch.x, certificate.witness)
+    if certificate.broken is not None and certificate.distance is not None:
         found |= {
             "success": certificate.broken | ~clean,
-            "distance": torch.where(certificate.broken | ~clean, away, torch.nan),
+            "distance": torch.where(clean, certificate.distance, 0.0),
         }
     frame = _frame(batch, threat, clean=clean, **found)
     return frame, {"confidence": certificate.confidence}

@@ -85,7 +85,18 @@ class Relaxation:
         free = {*self.alpha, *self.overlap}
         return all(operation.antisymmetric and i not in free for i, operation in relaxed)
 
+    def planes(self, node: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Functions p . x' + c nowhere above rows . value(node): p (n, k, *shape of x) and c (n, k)."""
+        plane, below, _ = self._to_input(node, rows, both=False)
+        return plane, torch.as_tensor(below).to(rows).expand(rows.shape[:2])
+
     def _pass(self, node: int, rows: Tensor, both: bool) -> Interval:
+        plane, below, above = self._to_input(node, rows, both)
+        ends = range_over_threat(plane, self.x, self.threat)
+        return Interval(ends.lower + below, ends.upper + above)
+
+    def _to_input(self, node: int, rows: Tensor, both: bool) -> tuple[Tensor, Tensor | float, Tensor | float]:
+        """Rows over the input, and what is added to them below and above."""
         shapes = self.graph.shapes(self.x)
         pending = {node: rows}
         below: Tensor | float = 0.0
@@ -105,10 +116,8 @@ class Relaxation:
                 above = above if pulled.opposite is None else above - pulled.opposite
             for j, part in zip(inputs, parts, strict=True):
                 pending[j] = pending[j] + part if j in pending else part
-        if 0 not in pending:
-            return Interval(torch.as_tensor(below), torch.as_tensor(above))
-        ends = range_over_threat(pending[0], self.x, self.threat)
-        return Interval(ends.lower + below, ends.upper + above)
+        none = rows.new_zeros(*rows.shape[:2], *self.x.shape[1:])
+        return pending.get(0, none), below, above
 
     def _pull(self, i: int, rows: Tensor, both: bool) -> Pulled:
         operation = self.graph.nodes[i].operation

@@ -16,6 +16,7 @@ from models.errors import UserError
 from models.randomness import Randomness
 from models.registry import Registry
 from models.threat import ThreatModel, per_sample
+from models.transformation import Transformation
 
 TOLERANCE = 1e-5
 
@@ -29,7 +30,8 @@ class Certificate:
     other column is above the certifier's tolerance (relative to the logits' size); confidence is 1
     for a proof and the stated probability for a statistical certificate. A complete method also says
     where there is none: broken (n,) where the model errs, witness (n, ...) such an input (the clean
-    one elsewhere). settled_by (n,) names the step that decided each sample, where a method has several.
+    one elsewhere), distance (n,) how far it is in the threat's own measure, NaN elsewhere. settled_by (n,)
+    names the step that decided each sample, where a method has several.
     """
 
     lower: Tensor
@@ -38,6 +40,7 @@ class Certificate:
     broken: Tensor | None = None
     witness: Tensor | None = None
     settled_by: tuple[str, ...] = ()
+    distance: Tensor | None = None
 
     @property
     def margin(self) -> Tensor:
@@ -49,7 +52,8 @@ class Certificate:
 class Decision:
     """What a certifier claims of n samples: lower (n, classes), and what else a complete method knows.
 
-    witness (n, ...) proposes a counterexample wherever found (n,) is True; the base class judges it.
+    witness (n, ...) proposes a counterexample wherever found (n,) is True; the base class judges it. Under
+    a Transformation it holds moves (n, parameters), which the base class carries out itself.
     """
 
     lower: Tensor
@@ -130,15 +134,27 @@ class Certifier(ABC):
         certified = proves(lower, logits, self.tolerance)
         if decision.found is None or decision.witness is None:
             return Certificate(lower, certified, settled_by=decision.settled_by)
-        witness = torch.where(per_sample(decision.found, batch.x), decision.witness.to(batch.x), batch.x)
+        witness, away, legal = _carried_out(decision.witness, decision.found, batch, threat)
         with torch.no_grad():
             errs = model.logits(witness).argmax(1) != batch.y
-        broken = decision.found & errs & threat.contains(batch.x, witness)
+        broken = decision.found & errs & legal
         if bool((broken & certified).any()):
             raise UserError(
                 f"certificate '{self.name}' contradicts itself on '{model.name}': it proves nothing"
             )
-        return Certificate(lower, certified, 1.0, broken, witness, decision.settled_by)
+        away = torch.where(broken, away, torch.nan)
+        return Certificate(lower, certified, 1.0, broken, witness, decision.settled_by, away)
+
+
+def _carried_out(
+    witness: Tensor, found: Tensor, batch: Batch, threat: ThreatModel
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Proposed points or moves as points (n, ...), clean ones elsewhere; their distances; which are legal."""
+    if isinstance(threat, Transformation):
+        move = torch.where(found[:, None], witness, 0.0)
+        return threat.settled(batch.x, move, batch.index)[1:]
+    point = torch.where(per_sample(found, batch.x), witness.to(batch.x), batch.x)
+    return point, threat.distance(batch.x, point), threat.contains(batch.x, point)
 
 
 def proves(lower: Tensor, logits: Tensor, tolerance: float) -> Tensor:
@@ -159,6 +175,7 @@ def _joined(pieces: list[Certificate], confidence: float) -> Certificate:
         whole("broken") if complete else None,
         whole("witness") if complete else None,
         tuple(step for piece in pieces for step in piece.settled_by),
+        whole("distance") if complete else None,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.enclosure import Enclosure
 from models.threat import ThreatModel
 
 
@@ -55,9 +56,11 @@ def least_over_interval(rows: Tensor, interval: Interval) -> Tensor:
 def range_over_threat(rows: Tensor, x: Tensor, threat: ThreatModel) -> Interval:
     """Bounds on rows . x' over the threat set around x: rows (n, k, ...), result (n, k).
 
-    Exact for linf, where ball and box meet in a box. For l2 and l1 it is the better of the
-    ball alone, rows . x -+ eps ||rows||_q by the dual norm q, and the enclosing box alone.
+    Exact for linf, where ball and box meet in a box, and for an enclosure in no box. For l2 and l1 it is the
+    better of the ball alone, rows . x -+ eps ||rows||_q by the dual norm q, and the enclosing box alone.
     """
+    if isinstance(threat, Enclosure):
+        return Interval.around(*threat.reach(rows))
     box = Interval(*threat.bounds(x))
     enclosing = Interval.around(dot(rows, box.centre), dot(rows.abs(), box.radius))
     if threat.norm == "linf" or threat.eps is None:

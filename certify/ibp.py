@@ -13,6 +13,7 @@ from certify.graph import Graph
 from certify.prepare import prepare
 from certify.rules.operation import Affine
 from models.base import Batch, Classifier
+from models.enclosure import Enclosure
 from models.randomness import Randomness
 from models.threat import ThreatModel
 
@@ -29,7 +30,7 @@ class IntervalPass:
     The input's interval is the smallest box around ball and box. Up to the first layer that is
     not diagonal, l2 and l1 balls also bound each entry by its row's dual norm:
     W x + b -+ eps ||W_i||_q, which the intervals are intersected with. `exact` holds the nodes
-    affine in the input, whose interval a linear bound need not improve on.
+    affine in the input, whose interval a linear bound need not improve on: only the input in an enclosure.
     """
 
     def __init__(self, graph: Graph, x: Tensor, threat: ThreatModel) -> None:
@@ -37,7 +38,7 @@ class IntervalPass:
         self.threat = threat
         self.found: dict[int, Interval] = {0: Interval(*threat.bounds(x))}
         self.exact = {0}
-        self._gains = {0: torch.ones_like(x[:1])}
+        self._gains = {} if isinstance(threat, Enclosure) else {0: torch.ones_like(x[:1])}
         self._centres = {0: x}
 
     def step(self, i: int) -> Interval:

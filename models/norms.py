@@ -8,10 +8,12 @@ BALLS = ("linf", "l2", "l1", "l0")
 """Norm balls around the input: eps is a radius."""
 POSES = {"spatial": (30.0, 0.1), "rotation": (1.0, 0.0), "translation": (0.0, 1.0)}
 """Moves of the whole picture: (degrees, share of a side) per unit of eps."""
+LIGHTS = {"lighting": (1.0, 1.0), "brightness": (1.0, 0.0), "contrast": (0.0, 1.0)}
+"""Changes of the light: (brightness as a share of the box's width, contrast as a gain) per unit of eps."""
 REGIONS = ("patch", "mask")
 """Free choice of some pixels: eps is their share of the picture, in one square window or anywhere."""
 SEVERITIES = 5
-NORMS = (*BALLS, *POSES, "corruption", *REGIONS)
+NORMS = (*BALLS, *POSES, *LIGHTS, "corruption", *REGIONS)
 
 
 def check_size(norm: str, eps: float | None) -> None:
@@ -24,6 +26,8 @@ def check_size(norm: str, eps: float | None) -> None:
         raise UserError(f"threat '{norm}' needs an eps: nothing searches for the smallest one")
     if norm == "corruption" and eps not in range(1, SEVERITIES + 1):
         raise UserError(f"a corruption's eps is its severity, 1 to {SEVERITIES}, not {eps:g}")
+    if norm in LIGHTS and not 0 <= eps <= 1:
+        raise UserError(f"eps of '{norm}' is a share of the range of values, in [0, 1], not {eps:g}")
     if norm in REGIONS and not 0 < eps <= 1:
         raise UserError(f"eps of '{norm}' is a share of the picture, in (0, 1], not {eps:g}")
 
@@ -36,6 +40,9 @@ def described(norm: str, eps: float) -> str:
         return (
             ", ".join([*parts, *[f"translation <= {100 * share:g} % of a side"] * (share > 0)]) or "no move"
         )
+    if norm in LIGHTS:
+        names = zip(("brightness", "contrast"), LIGHTS[norm], strict=True)
+        return ", ".join(f"{name} within {100 * limit * eps:g} %" for name, limit in names if limit)
     if norm == "corruption":
         return f"common corruptions, severity <= {eps:g}"
     if norm in REGIONS:

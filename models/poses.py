@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.enclosure import Enclosure
 from models.norms import POSES
+from models.pose_enclosure import enclose_warp
 from models.threat import Box, per_sample
 from models.transformation import Transformation, need_images
 
@@ -102,3 +104,13 @@ class Spatial(Transformation):
 
     def carry_out(self, x: Tensor, move: Tensor, index: Tensor) -> Tensor:
         return self.unit.apply(x, move, self.box)
+
+    def limits(self) -> Tensor:
+        rotation, translation = POSES[self.norm]
+        return self.radius * torch.tensor([rotation, translation, translation], dtype=torch.float64).sign()
+
+    def enclose(self, x: Tensor, low: Tensor, high: Tensor) -> Enclosure:
+        need_images(x, "rotations and translations")
+        rotation, translation = POSES[self.norm]
+        units = torch.tensor([rotation, *(translation * side for side in x.shape[2:])], dtype=torch.float64)
+        return enclose_warp(x, units.to(x.device) * low, units.to(x.device) * high, self.box)

@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from models.enclosure import Enclosure
 from models.eps import parse_eps
-from models.errors import UserError
+from models.errors import NotApplicable, UserError
 from models.norms import check_size
 from models.threat import ThreatModel, per_sample
 
@@ -21,10 +22,12 @@ class Transformation(ThreatModel, ABC):
 
     An attack on such a threat proposes rows m (n, parameters), not points, and whoever judges carries them
     out: no point has to be traced back to its parameters. m = 0 is the identity, of size 0. Raises
-    UserError for an eps that has no meaning for the map.
+    UserError for an eps that has no meaning for the map. clips: what `enclose` holds becomes t(x, m) only
+    when it is clipped to the box.
     """
 
     parameters: ClassVar[int]
+    clips: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", parse_eps(self.eps))
@@ -40,6 +43,23 @@ class Transformation(ThreatModel, ABC):
     @abstractmethod
     def carry_out(self, x: Tensor, move: Tensor, index: Tensor) -> Tensor:
         """The moved inputs (n, ...) inside the box; index (n,) names what a move leaves to chance."""
+
+    def limits(self) -> Tensor:
+        """What bounds each parameter of a legal move (parameters,) float64; 0 for one that changes nothing.
+
+        Raises NotApplicable for a map whose moves are no box.
+        """
+        raise NotApplicable(
+            f"the moves of '{self.norm}' are no box of numbers: nothing can be proved of them"
+        )
+
+    def enclose(self, x: Tensor, low: Tensor, high: Tensor) -> Enclosure:
+        """A set that holds t(x, m), and `carry_out` of it in x's precision, for all low <= m <= high.
+
+        low, high (n, parameters): one cell of moves for each of x (n, ...). Where the map `clips`, the set
+        holds what t is before. Raises NotApplicable where nobody knows one.
+        """
+        raise NotApplicable(f"nothing is known of '{self.norm}' between one move and the next")
 
     def settled(self, x: Tensor, move: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The proposals (n, parameters) carried out: moves, points (n, ...), sizes (n,), legal (n,).

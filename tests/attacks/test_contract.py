@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 import pytest
 import torch
+from torch import nn
 
 import attacks
 from attacks.access import GradientAccess
@@ -35,6 +36,7 @@ import_modules(attacks.__name__)
 
 EPS = {"linf": 0.15, "l2": 0.5, "l1": 1.0, "l0": 4}
 EPS |= {"spatial": 3, "rotation": 90, "translation": 0.5, "corruption": 5, "patch": 0.4, "mask": 0.4}
+EPS |= {"lighting": 0.4, "brightness": 0.4, "contrast": 0.9}
 NAMES = ATTACKS.names()
 CASES = [(name, norm) for name in NAMES for norm in ATTACKS[name].norms]
 MINIMAL = [(name, norm) for name, norm in CASES if ATTACKS[name].minimal]
@@ -184,7 +186,8 @@ def test_model_and_global_generator_are_left_alone(name, norm):
 def test_queries_are_counted_exactly(name, norm):
     """Against a module that counts by itself; clean check and verdict are not the attack's."""
     model = mlp()
-    counter = Counting(model.network)
+    # Beside max pooling a Jacobian is pulled back one functional at a time: the hook sees each of them.
+    counter = Counting(nn.Sequential(nn.MaxPool2d(1), model.network))
     model.network = counter
     batch = labelled(model, images(30))
     aside = labelled(model, images(40, seed=7))
@@ -193,11 +196,7 @@ def test_queries_are_counted_exactly(name, norm):
     result = attack(name).run(model, batch, threat, Randomness(0), aside, batch_size=16)
     booked = int(result.forward.sum()) + result.shared_forward
     assert counter.forward_samples == booked + 2 * len(batch)
-    # A batched Jacobian reaches the hook once, for all of its classes - 1 functionals.
-    functionals = {"deepfool": 3, "universal": 3}.get(name, 1)
-    if name not in ("cw",):
-        booked = int(result.backward.sum()) + result.shared_backward
-        assert counter.backward_samples * functionals == booked
+    assert counter.backward_samples == int(result.backward.sum()) + result.shared_backward
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import bench.bracket
 from bench import evaluate
 from bench.bracket import COLUMNS, Judges, judge_all
+from certify.effort import backward_multiplications
 from models.base import Batch, Classifier
 from models.errors import UserError
 from models.randomness import Randomness
@@ -121,6 +122,41 @@ def test_a_time_limit_is_a_number_above_zero(seconds: float) -> None:
     x, y = data(network, 3)
     with pytest.raises(UserError, match="seconds must be a number above 0"):
         evaluate(network, x, y, seconds=seconds, **CHEAP)
+
+
+def test_usual_certificates_that_take_minutes_are_left_out_by_name_they_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = Counted()
+    x, y = data(network)
+    batch = Batch.of(x, y)
+    # 12 neurons, 16 x 12 + 12 x 3 multiplications for each.
+    assert backward_multiplications(Classifier(network, num_classes=3), batch) == 12 * (16 * 12 + 12 * 3)
+    usual = evaluate(network, x, y, eps=0.05, attacks=["fgsm"])
+    assert set(usual.outcomes["judge"]) >= {"fgsm", "ibp", "crown", "polytope"}
+    assert not usual.flags
+    monkeypatch.setattr(bench.bracket, "AFFORDABLE", 2000)
+    cheap = evaluate(network, x, y, eps=0.05, attacks=["fgsm"])
+    assert set(cheap.outcomes["judge"]) == {"fgsm", "ibp"}
+    left_out = "certificates polytope, crown, alpha-crown left out at 3e+03 multiplications an image"
+    assert [flag for flag in cheap.flags if left_out in flag]
+    assert usual.attacked == cheap.attacked
+    named = evaluate(network, x, y, eps=0.05, attacks=["fgsm"], certificates=["crown"])
+    assert set(named.outcomes["judge"]) == {"fgsm", "crown"}
+
+
+def test_certificates_after_the_first_see_what_is_open_alone() -> None:
+    network = Counted()
+    x, y = data(network)
+    result = evaluate(network, x, y, eps=0.1, attacks=["pgd"], certificates=["ibp", "crown"])
+    rows = {name: frame.set_index("index") for name, frame in result.outcomes.groupby("judge")}
+    broken = set(rows["pgd"].index[rows["pgd"]["success"]])
+    proved = set(rows["ibp"].index[rows["ibp"]["certified"]])
+    clean = set(range(40)) - {i for i in range(40) if i % 10 == 7}
+    assert broken
+    assert proved
+    assert set(rows["ibp"].index) == clean
+    assert set(rows["crown"].index) == clean - broken - proved
 
 
 MISTAKES: dict[str, tuple[Callable[[], Judges], str]] = {

@@ -107,17 +107,26 @@ def test_unknown_judges_are_refused_with_a_suggestion() -> None:
 
 
 @pytest.mark.parametrize(
-    ("norm", "eps", "words"), [("spatial", 1, "rotation <= 30"), ("corruption", 3, "severity <= 3")]
+    ("norm", "eps", "words"),
+    [
+        ("spatial", 1, "rotation <= 30"),
+        ("corruption", 3, "severity <= 3"),
+        ("lighting", 0.3, "brightness within 30 %"),
+    ],
 )
 def test_threats_that_are_no_ball(norm: str, eps: float, words: str) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     result = evaluate(network, x, network(x).argmax(1), norm=norm, eps=eps)
-    assert result.certified == 0.0
     assert 0 < result.attacked < 1
     assert words in str(result)
-    assert result.flags == (f"no certificate bounds '{norm}': the lower end is 0",)
+    if norm == "corruption":
+        assert result.certified == 0.0
+        assert result.flags == (f"no certificate bounds '{norm}': the lower end is 0",)
+    else:
+        assert result.gap == 0
+        assert result.flags == ()
     with pytest.raises(UserError, match=f"has no norm '{norm}'"):
         evaluate(network, x, network(x).argmax(1), norm=norm, eps=eps, certificates=["ibp"])
     with pytest.raises(UserError, match=f"has no norm '{norm}'"):

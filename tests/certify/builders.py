@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.base import Batch, Classifier
 from models.threat import ThreatModel
+from models.transformation import Transformation
 
 SHAPE = (2, 6, 6)
 CLASSES = 3
@@ -78,6 +79,22 @@ class Rearranged(nn.Module):
         x = F.relu(self.line(torch.matmul(x, self.right)).narrow(2, 1, 3))
         x = F.relu(self.up(x.unsqueeze(-1))).sum(-2, keepdim=True).squeeze(2)
         return self.head(x.flatten(1))
+
+
+class Bent(nn.Module):
+    """Convex functions and functions with one steepest place, and a value repeated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.middle, self.head = (
+            nn.Conv2d(2, 3, 3, stride=2), nn.Linear(12, 8), nn.Linear(8, CLASSES),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.elu(self.conv(x))
+        x = torch.erf(x) + x.mean((2, 3), keepdim=True).expand(-1, -1, 2, 2)
+        x = self.middle(torch.square(x).flatten(1))
+        return self.head(torch.abs(x) - F.softsign(x) + x**2)
 
 
 class Clamped(nn.Module):
@@ -149,6 +166,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     ),
     "rearranged": Rearranged,
     "clamped": Clamped,
+    "bent": Bent,
 }  # fmt: skip
 
 
@@ -212,3 +230,19 @@ def smallest_margins(
             visit(point)
     judged.network.float()
     return least, count
+
+
+def smallest_moved_margins(
+    judged: Classifier, data: Batch, threat: Transformation, *, count: int = 400
+) -> tuple[Tensor, int]:
+    """The smallest margins (n, classes) at corners and random moves of a transformation, and how many."""
+    generator = torch.Generator().manual_seed(7)
+    shape = (count, len(data), threat.parameters)
+    share = 2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1
+    share[: count // 4] = share[: count // 4].sign()
+    least, visited = margins_of(judged, data.x, data.y).detach().double(), 0
+    for moves in share * threat.limits():
+        _, point, _, legal = threat.settled(data.x, moves, data.index)
+        least = torch.minimum(least, margins_of(judged, point, data.y).detach().double())
+        visited += int(legal.sum())
+    return least, visited

@@ -9,6 +9,7 @@ import torch
 
 from models.corruption import Corruption
 from models.errors import UserError
+from models.lighting import Lighting
 from models.norms import BALLS, NORMS, check_size, described
 from models.pixels import FreePixels
 from models.poses import Spatial
@@ -21,6 +22,11 @@ def test_every_name_has_its_threat():
     kinds = {norm: type(threat_named(norm, 1)) for norm in NORMS}
     assert {norm for norm, kind in kinds.items() if kind is ThreatModel} == set(BALLS)
     assert {norm for norm, kind in kinds.items() if kind is Spatial} == {"spatial", "rotation", "translation"}
+    assert {norm for norm, kind in kinds.items() if kind is Lighting} == {
+        "lighting",
+        "brightness",
+        "contrast",
+    }
     assert kinds["corruption"] is Corruption
     assert kinds["patch"] is kinds["mask"] is FreePixels
 
@@ -35,6 +41,8 @@ def test_every_name_has_its_threat():
         ("corruption", 0, "severity"),
         ("patch", 1.5, r"share of the picture, in \(0, 1\], not 1.5"),
         ("mask", 0, "share of the picture"),
+        ("lighting", 1.5, r"share of the range of values, in \[0, 1\], not 1.5"),
+        ("contrast", None, "needs an eps"),
     ],
 )
 def test_sizes_without_a_meaning_are_refused(norm, eps, message):
@@ -49,6 +57,8 @@ def test_threats_in_words():
     assert described("translation", 0.1) == "translation <= 10 % of a side"
     assert described("corruption", 3) == "common corruptions, severity <= 3"
     assert described("patch", 0.05) == "one square of 5 % of the picture"
+    assert described("lighting", 0.2) == "brightness within 20 %, contrast within 20 %"
+    assert described("contrast", 0.1) == "contrast within 10 %"
 
 
 @pytest.mark.parametrize(
@@ -67,6 +77,23 @@ def test_a_move_is_measured_and_carried_out(norm, quarter, size):
     _, still, away, legal = threat.at(size - 1e-9).settled(x, move, torch.arange(2))
     assert torch.equal(still, x)
     assert not bool(legal.any())
+
+
+def test_light_is_changed_and_measured():
+    x, box = 4 * images(2, (2, 3, 3)) - 1, Box(-1, 3)
+    move = torch.tensor([[0.2, 0.0], [-0.1, 0.5]], dtype=torch.float64)
+    threat = threat_named("lighting", 0.5, box)
+    assert threat.size(move).tolist() == [0.2, 0.5]
+    _, moved, away, legal = threat.settled(x, move, torch.arange(2))
+    assert bool(legal.all())
+    assert away.tolist() == [0.2, 0.5]
+    torch.testing.assert_close(moved[0], (x[0] + 0.8).clamp(max=3))
+    torch.testing.assert_close(moved[1], (1.5 * (x[1] + 1) - 1.4).clamp(-1, 3))
+    bright = threat_named("brightness", 0.5, box).carry_out(x, move, torch.arange(2))
+    torch.testing.assert_close(bright[1], (x[1] - 0.4).clamp(min=-1))
+    contrast = threat_named("contrast", 0.5, box).carry_out(x, move, torch.arange(2))
+    torch.testing.assert_close(contrast[0], x[0])
+    assert not bool(threat.at(0.49).settled(x, move, torch.arange(2))[3][1])
 
 
 def test_a_translation_ignores_the_angle_and_a_rotation_the_shift():
