@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 import certify.rules.activation
 import certify.rules.arithmetic
+import certify.rules.convex
 import certify.rules.curve
 import certify.rules.linear
 import certify.rules.placement
@@ -25,9 +26,11 @@ from models.base import Classifier
 from models.errors import NotApplicable, UserError
 
 # Functions of the network's own tensors that may be evaluated again at each use.
-FOLDABLE = {operator.getitem, operator.add, operator.sub, operator.mul, operator.truediv, operator.neg}
+FOLDABLE = {
+    operator.getitem, operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, getattr,
+}  # fmt: skip
 IN_PLACE = {"iadd", "isub", "imul", "itruediv"}
-FOLDABLE_METHODS = {"view", "reshape", "unsqueeze", "sqrt", "to", "float"}
+FOLDABLE_METHODS = {"view", "reshape", "unsqueeze", "sqrt", "to", "float", "t", "transpose", "permute"}
 
 
 @dataclass(frozen=True)

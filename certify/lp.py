@@ -13,7 +13,9 @@ from certify.base import Certifier, register_certifier
 from certify.convex_program import ConvexProgram
 from certify.folded import Folded, Targets, folded_network
 from certify.folding import Undecided, undecided_neurons
+from certify.graph import Graph
 from certify.ibp import interval_margins, margin_rows
+from certify.lowering import without_max_pool
 from certify.prepare import prepare
 from certify.warm_program import Multipliers, WarmProgram
 from certify.witness import recheck
@@ -40,6 +42,19 @@ def known_margins(relaxation: Relaxation, y: Tensor) -> Tensor:
     """The best of the interval, polytope and crown bounds (n, classes) that a relaxation starts from."""
     known = torch.maximum(margins(relaxation, y), margins(relaxation.with_alpha({}), y))
     return torch.maximum(known, interval_margins(relaxation.graph, relaxation.x, y, relaxation.threat))
+
+
+def triangles(graph: Graph, x: Tensor, threat: ThreatModel, y: Tensor) -> tuple[Relaxation, Tensor]:
+    """A relaxation made of triangles alone, max pooling rewritten as ReLUs, and the margins known from it.
+
+    The margins are never below those of the network as it stands.
+    """
+    relaxation = relax(graph, x, threat, parallel_slope, adaptive_slope)
+    known, lowered = known_margins(relaxation, y), without_max_pool(graph, x)
+    if lowered is graph:
+        return relaxation, known
+    relaxation = relax(lowered, x, threat, parallel_slope, adaptive_slope)
+    return relaxation, torch.maximum(known, known_margins(relaxation, y))
 
 
 def solved_margins(
@@ -97,9 +112,10 @@ class LinearProgram(Certifier):
     """The exact optimum of the triangle relaxation, per sample and class; linf only.
 
     Intermediate bounds are the intersection of interval, polytope and crown bounds, so that the
-    optimum is never below any of the three. `only_open` solves only the classes that all three
-    leave open; the others keep their bound. Where more than `neurons` neurons are undecided, or
-    after `seconds` on one class, the best of interval, polytope and crown bounds stands. solver "highs"
+    optimum is never below any of the three. Max pooling is rewritten as ReLUs (certify.lowering) first.
+    `only_open` solves only the classes that all three leave open; the others keep their bound. Where more
+    than `neurons` neurons are undecided, or after `seconds` on one class, the best of interval, polytope
+    and crown bounds stands. solver "highs"
     keeps one model a sample, warm from class to class; "cvxpy" writes a fresh problem for each.
     Source: Wong & Kolter 2018, 1711.00851, equation 4; Salman et al. 2019.
     """
@@ -120,8 +136,7 @@ class LinearProgram(Certifier):
     def bound(self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness) -> Tensor:
         graph, x = prepare(model, batch.x)
         with torch.no_grad():
-            relaxation = relax(graph, x, threat, parallel_slope, adaptive_slope)
-            known = known_margins(relaxation, batch.y)
+            relaxation, known = triangles(graph, x, threat, batch.y)
             pieces = []
             for i in range(len(x)):
                 one = slice(i, i + 1)

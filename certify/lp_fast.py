@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation, adaptive_slope, parallel_slope, relax
+from certify.backward import Relaxation
 from certify.base import Certifier, register_certifier
 from certify.folded import folded_network
 from certify.folding import undecided_neurons
 from certify.halving import in_halves
 from certify.ibp import margin_rows
-from certify.lp import known_margins, over_nodes, undecided_count
+from certify.lp import over_nodes, triangles, undecided_count
 from certify.prepare import prepare
 from certify.stacked import Stack, climbed_slopes
 from certify.witness import recheck
@@ -100,8 +100,7 @@ class FastLinearProgram(Certifier):
     def bound(self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness) -> Tensor:
         graph, x = prepare(model, batch.x)
         with torch.no_grad():
-            relaxation = relax(graph, x, threat, parallel_slope, adaptive_slope)
-            known = known_margins(relaxation, batch.y)
+            relaxation, known = triangles(graph, x, threat, batch.y)
             sizes = [undecided_count(relaxation.select(slice(i, i + 1))) for i in range(len(x))]
             wanted = [i for i in range(len(x)) if 0 < sizes[i] <= self.neurons]
             if self.only_open:

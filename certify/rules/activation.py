@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,28 +74,36 @@ class ReLU(Activation):
         return Lines(lower_slope, None, upper_slope, intercept)
 
 
+# Functions whose derivative grows up to 0 and falls from there on: themselves, and their derivative.
+SIGMOIDAL: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "sigmoid": (torch.sigmoid, lambda z: torch.sigmoid(z) * (1 - torch.sigmoid(z))),
+    "tanh": (torch.tanh, lambda z: 1 - torch.tanh(z).square()),
+    "erf": (torch.erf, lambda z: 2 / math.pi**0.5 * torch.exp(-z.square())),
+    "softsign": (F.softsign, lambda z: 1 / (1 + z.abs()).square()),
+}
+
+
 @dataclass(frozen=True)
 class Sigmoidal(Activation):
-    """Sigmoid or tanh between two parallel lines, of the smaller slope at the interval's ends.
+    """One of SIGMOIDAL between two parallel lines, of the smaller slope at the interval's ends.
 
     The derivative has one maximum, so its least value on an interval lies at an end: f(z) - s z is
     non-decreasing there, and the lines through both ends enclose f (Singh et al. 2018, DeepZ).
     """
 
-    tanh: bool = False
+    kind: str = "sigmoid"
 
     def forward(self, *values: Tensor) -> Tensor:
-        return torch.tanh(values[0]) if self.tanh else torch.sigmoid(values[0])
+        return SIGMOIDAL[self.kind][0](values[0])
 
     def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
-        return constants[0] * (1.0 if self.tanh else 0.25)
+        return constants[0] * self._slope(torch.zeros_like(constants[0]))
 
     def undecided(self, bounds: Interval) -> Tensor:
         return bounds.upper > bounds.lower
 
     def _slope(self, z: Tensor) -> Tensor:
-        value = self.forward(z)
-        return 1 - value.square() if self.tanh else value * (1 - value)
+        return SIGMOIDAL[self.kind][1](z)
 
     def lines(self, bounds: Interval, alpha: Tensor | None) -> Lines:
         lower, upper = bounds.lower, bounds.upper
@@ -201,4 +210,16 @@ def sigmoid(call: Call) -> Step:
 @rule(nn.Tanh, torch.tanh, F.tanh, "tanh")
 def tanh(call: Call) -> Step:
     """tanh(z)."""
-    return Sigmoidal(tanh=True), _input(call)
+    return Sigmoidal("tanh"), _input(call)
+
+
+@rule(torch.erf, torch.special.erf, "erf")
+def erf(call: Call) -> Step:
+    """The error function."""
+    return Sigmoidal("erf"), _input(call)
+
+
+@rule(nn.Softsign, F.softsign)
+def softsign(call: Call) -> Step:
+    """z / (1 + |z|)."""
+    return Sigmoidal("softsign"), _input(call)

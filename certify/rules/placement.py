@@ -193,3 +193,48 @@ def _listed(call: Call, name: str) -> tuple[int, tuple[int, ...]]:
     value, *rest = call.args
     listed = rest[0] if rest and isinstance(rest[0], tuple | list) else rest
     return call.value(value), tuple(listed)
+
+
+@dataclass(frozen=True)
+class Broadcast(Affine):
+    """Dimensions of size 1 after the samples' repeated up to `sizes`, in which -1 keeps one as it is."""
+
+    sizes: tuple[int, ...]
+    diagonal = True
+
+    def forward(self, *values: Tensor) -> Tensor:
+        if values[0].dim() != len(self.sizes) + 1:
+            raise NotApplicable(
+                f"values of shape {tuple(values[0].shape[1:])} are repeated to {self.sizes}: the "
+                "certificates need as many dimensions before as after, so unsqueeze them first"
+            )
+        return values[0].expand(-1, *self.sizes)
+
+    def interval(self, *inputs: Interval) -> Interval:
+        return Interval(self.forward(inputs[0].lower), self.forward(inputs[0].upper))
+
+    def gain(self, gain: Tensor, norm: str) -> Tensor | None:
+        return self.forward(gain)
+
+    def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
+        whole = self.forward(torch.empty(1, *shapes[0], device="meta"))
+        return constants[0] * (1.0 if norm == "linf" else (whole.numel() / shapes[0].numel()) ** 0.5)
+
+    def transpose(self, rows: Tensor, *shapes: torch.Size) -> tuple[Tensor, ...]:
+        repeated = [place + 2 for place, size in enumerate(shapes[0]) if size != rows.shape[place + 2]]
+        return (rows.sum(repeated, keepdim=True) if repeated else rows,)
+
+    def constant(self, rows: Tensor) -> Tensor | float:
+        return 0.0
+
+
+@rule(torch.broadcast_to, "expand", "broadcast_to")
+def broadcast(call: Call) -> Step:
+    """Repetition along dimensions of size 1, never the samples'."""
+    value, *rest = call.args
+    sizes = list(rest[0]) if rest and isinstance(rest[0], tuple | list) else rest
+    if call.kwargs or not sizes or not (isinstance(sizes[0], BatchSize) or sizes[0] == -1):
+        call.refuse("must keep the samples: start the sizes with x.size(0) or -1")
+    if not all(isinstance(size, int) for size in sizes[1:]):
+        call.refuse("has sizes that the certificates cannot read: use numbers after the first")
+    return Broadcast(tuple(sizes[1:])), (call.value(value),)

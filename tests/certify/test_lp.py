@@ -7,6 +7,7 @@ import highspy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
@@ -15,18 +16,20 @@ from certify.convex_program import ConvexProgram
 from certify.crown import Crown
 from certify.ibp import IntervalBounds, margin_rows
 from certify.lp import SOLVERS, LinearProgram
+from certify.lp_fast import FastLinearProgram
 from certify.polytope import Polytope
 from certify.prepare import prepare
 from certify.warm_program import WarmProgram
 from certify.witness import overlap_from_multipliers, recheck, slopes_from_multipliers
 from defenses.zoo import ModelName, load
+from models.base import Batch, Classifier
 from models.data import load_data
 from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import ThreatModel
 from tests.certify.builders import batch, mlp, model, smallest_margins
 
-SOLVED = ["mlp", "leaky", "conv", "residual", "batch-norm", "average-pool", "normalised"]
+SOLVED = ["mlp", "leaky", "conv", "residual", "batch-norm", "average-pool", "normalised", "max-pool"]
 THREAT = ThreatModel("linf", 0.08)
 
 
@@ -234,10 +237,43 @@ def test_other_norms_are_refused(norm):
         LinearProgram().run(model("mlp"), batch(), ThreatModel(norm, 0.1), Randomness(0))
 
 
-@pytest.mark.parametrize(("family", "name"), [("max-pool", "MaxPool"), ("sigmoid", "Sigmoidal")])
-def test_operations_without_a_triangle_are_refused_by_name(family, name):
-    with pytest.raises(UserError, match=name):
-        run(LinearProgram(only_open=False), model(family), batch())
+def test_operations_without_a_triangle_are_refused_by_name():
+    with pytest.raises(UserError, match="Sigmoidal"):
+        run(LinearProgram(only_open=False), model("sigmoid"), batch())
+
+
+def pooled(sign: float) -> Classifier:
+    """Two logits, 0 and sign times the sum of the maxima of four windows of 3 x 3."""
+    head = nn.Linear(4, 2)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[sign] * 4, [0.0] * 4]))
+        head.bias.zero_()
+    return Classifier(nn.Sequential(nn.MaxPool2d(3), nn.Flatten(), head).eval(), num_classes=2)
+
+
+@pytest.mark.parametrize("certifier", [LinearProgram(only_open=False), FastLinearProgram()])
+def test_the_least_maximum_of_a_window_is_exact(certifier):
+    # A maximum is convex: its least value over a box is the largest lower end, which no single line reaches.
+    data = batch(6, (1, 6, 6), classes=1)
+    low, high = THREAT.bounds(data.x.double())
+    ends = [F.max_pool2d(end, 3).flatten(1).sum(1) for end in (low, high)]
+    least = run(certifier, pooled(1.0), data)[:, 1]
+    torch.testing.assert_close(least, ends[0], atol=1e-3 if certifier.name == "lp-fast" else 1e-9, rtol=0)
+    assert (run(certifier, pooled(-1.0), data)[:, 1] <= -ends[1] + 1e-9).all()
+
+
+def test_max_pooling_lies_between_its_dual_bounds_and_the_exact_answer():
+    judged, data = model("max-pool"), batch(4)
+    with torch.no_grad():
+        data = Batch(data.x, judged.logits(data.x).argmax(1), data.index)
+    solved = run(LinearProgram(only_open=False), judged, data)
+    for start in (IntervalBounds(), Polytope(), Crown()):
+        assert (solved >= run(start, judged, data) - 1e-9).all()
+    least, points = smallest_margins(judged, data, THREAT, samples=100, steps=20)
+    other = torch.arange(3) != data.y[:, None]
+    assert points > 50
+    assert (solved <= least + 1e-9)[other].all()
+    assert (solved > run(Crown(), judged, data) + 1e-3)[other].any()
 
 
 @pytest.mark.parametrize(("solver", "place"), [("highs", WarmProgram), ("cvxpy", ConvexProgram)])

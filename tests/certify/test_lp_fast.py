@@ -174,5 +174,5 @@ def test_a_batch_that_does_not_fit_halves_itself():
 def test_other_norms_and_operations_are_refused():
     with pytest.raises(UserError, match="no norm"):
         run(FastLinearProgram(), model("mlp"), batch(), ThreatModel("l2", 0.1))
-    with pytest.raises(UserError, match="MaxPool"):
-        run(FastLinearProgram(), model("max-pool"), batch())
+    with pytest.raises(UserError, match="Sigmoidal"):
+        run(FastLinearProgram(), model("sigmoid"), batch())

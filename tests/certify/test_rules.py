@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from certify.bounds import Interval, dot
 from certify.graph import trace
+from certify.rules.activation import Sigmoidal
+from certify.rules.convex import Convex
 from certify.rules.curve import GELU, Softplus
 from certify.rules.operation import Affine
+from models.errors import UserError
 
 PLANES = (2, 5, 6)
 
@@ -38,6 +41,9 @@ AFFINE = {
     "crop": (lambda: Forward(lambda x: F.pad(x, (-1, 2, 0, -2), value=0.4)), PLANES),
     "zero pad": (lambda: nn.ZeroPad2d((1, 2, 0, 1)), PLANES),
     "constant pad": (lambda: nn.ConstantPad2d(1, 0.3), PLANES),
+    "broadcast": (lambda: Forward(lambda x: torch.broadcast_to(x, (-1, 3, 4, 5))), (1, 4, 1)),
+    "expand": (lambda: Forward(lambda x: x.expand(x.shape[0], 2, -1, 6)), (2, 5, 1)),
+    "expand nothing": (lambda: Forward(lambda x: x.expand(-1, 2, 3)), (2, 3)),
     "unsqueeze": (lambda: Forward(lambda x: x.unsqueeze(-1)), (3, 4)),
     "squeeze": (lambda: Forward(lambda x: x.squeeze(2)), (3, 1, 4)),
     "mean": (lambda: Forward(lambda x: x.mean((1, -1))), PLANES),
@@ -95,6 +101,13 @@ def _check_norms(operation: Affine, matrix: Tensor, shape: torch.Size) -> None:
 CURVES = {
     "gelu": GELU(),
     "softplus": Softplus(),
+    "absolute value": Convex("abs"),
+    "square": Convex("square"),
+    "elu": Convex("elu"),
+    "erf": Sigmoidal("erf"),
+    "softsign": Sigmoidal("softsign"),
+    "sigmoid": Sigmoidal("sigmoid"),
+    "tanh": Sigmoidal("tanh"),
     "sharp softplus": Softplus(beta=4.0, threshold=1.5),
     "flat softplus": Softplus(beta=0.1),
 }
@@ -121,6 +134,7 @@ def test_curves_lie_between_their_lines_and_in_their_intervals(case: str) -> Non
     # The lines touch the curve, up to the grid and the switch to z: no slack is given away.
     drop = curve._drop(bounds)[:, 0] if isinstance(curve, Softplus) else 0.0
     reach = 2 * drop + 1e-6 * (1 + widths[:, 0] ** 2).clamp(max=1e3)
+    reach = reach + widths[:, 0] / 2000 * isinstance(curve, Convex)
     assert ((value - below).amin(1) <= reach).all()
     assert ((above - value).amin(1) <= reach).all()
 
@@ -160,7 +174,61 @@ def test_every_way_to_clamp_computes_what_torch_computes(case: str) -> None:
     assert torch.allclose(trace(network).values(x)[-1], network(x), atol=1e-14)
 
 
-@pytest.mark.parametrize("layer", [nn.Hardtanh(-0.2, 0.3), nn.ReLU6(), nn.Softplus(2, 1), nn.GELU()])
+CALLS = {
+    "absolute value": lambda x: torch.abs(x) + x.abs(),
+    "square": lambda x: torch.square(x) + x**2 + torch.pow(x, 2.0) + x.pow(2),
+    "error function": torch.erf,
+    "softsign": F.softsign,
+    "elu": F.elu,
+    "a parameter's transpose": lambda x: x @ torch.eye(2, dtype=torch.float64).T.t(),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_calls_compute_what_torch_computes(case: str) -> None:
+    x = torch.linspace(-3, 3, 82, dtype=torch.float64).reshape(41, 2)
+    network = Forward(CALLS[case])
+    assert torch.allclose(trace(network).values(x)[-1], network(x), atol=1e-14)
+
+
+class Transposed(nn.Module):
+    """A product with a parameter that is turned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 2, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T + x @ self.weight.t()
+
+
+def test_a_turned_parameter_follows_its_training() -> None:
+    network, x = Transposed(), torch.rand(4, 2)
+    graph = trace(network)
+    assert torch.allclose(graph.values(x)[-1], network(x))
+    with torch.no_grad():
+        network.weight.mul_(2)
+    assert torch.allclose(graph.values(x)[-1], network(x))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: x**3, "exponent 3"),
+        (lambda x: F.elu(x, 0.5), "alpha = 0.5"),
+        (lambda x: x.expand(2, 3), "keep the samples"),
+        (lambda x: x.unsqueeze(1).expand(-1, 4, 1, 2), "unsqueeze them first"),
+    ],
+)
+def test_what_has_no_rule_is_refused_with_the_reason(function, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        trace(Forward(function)).values(torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Hardtanh(-0.2, 0.3), nn.ReLU6(), nn.Softplus(2, 1), nn.GELU(), nn.ELU(), nn.Softsign()],
+)
 def test_layers_compute_what_torch_computes(layer: nn.Module) -> None:
     x = torch.linspace(-9, 9, 82, dtype=torch.float64).reshape(41, 2)
     assert torch.allclose(trace(nn.Sequential(layer)).values(x)[-1], layer(x), atol=1e-14)
