@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from certify.backward import Relaxation, adaptive_slope, parallel_slope, relax
+from certify.bounds import Interval, range_over_threat
 from certify.graph import Graph
-from certify.property import Property
+from certify.property import Clause, Property
 from models.region import Region
 
 BATCH = 256
 MOST = 2_000_000
+
+# Steps of the ascent that mixes a clause's rows.
+MIXING = 12
 
 
 @dataclass(frozen=True)
@@ -30,15 +34,75 @@ class Split:
 def clause_bounds(relaxation: Relaxation, prop: Property) -> Tensor:
     """Lower bounds (n, c) on each clause's excess over each sample's threat set.
 
-    The better of crown's and polytope's slopes for each row; a clause is as safe as its safest row.
+    Every row is bounded with crown's and with polytope's slopes, and a clause is as safe as its safest row.
+    Where that proves nothing, rows are mixed: a clause is unsafe only where all its rows are at once.
     """
     last, n = len(relaxation.graph.nodes) - 1, len(relaxation.x)
     rows = torch.cat([clause.rows for clause in prop.clauses]).to(relaxation.x).expand(n, -1, -1)
     offsets = torch.cat([clause.offsets for clause in prop.clauses]).to(relaxation.x)
-    both = (relaxation.lower(last, rows), relaxation.with_alpha({}).lower(last, rows))
-    parts = (torch.maximum(*both) + offsets).split([len(clause.offsets) for clause in prop.clauses], dim=1)
-    # Where a pass overflows, what comes out of it proves nothing.
-    return torch.stack([part.masked_fill(~part.isfinite(), -torch.inf).amax(1) for part in parts], dim=1)
+    found = [part.planes(last, rows) for part in (relaxation, relaxation.with_alpha({}))]
+    single = torch.stack(
+        [range_over_threat(plane, relaxation.x, relaxation.threat).lower + shift for plane, shift in found]
+    ).amax(0)
+    bounds, start = [], 0
+    for clause in prop.clauses:
+        part = slice(start, start + len(clause.offsets))
+        start = part.stop
+        value = _proved(single[:, part] + offsets[part]).amax(1)
+        open_ = (value <= 0).nonzero()[:, 0]
+        if len(clause.offsets) > 1 and len(open_):
+            planes = torch.stack([plane[open_, part].flatten(2) for plane, _ in found], 1)
+            shifts = torch.stack([shift[open_, part] + offsets[part] for _, shift in found], 1)
+            mixed = _mixed_rows(relaxation.select(open_), clause, planes, shifts)
+            value[open_] = torch.maximum(value[open_], mixed)
+        bounds.append(value)
+    return torch.stack(bounds, dim=1)
+
+
+def _mixed_rows(relaxation: Relaxation, clause: Clause, planes: Tensor, shifts: Tensor) -> Tensor:
+    """Lower bounds (n,) on a clause's excess by mixtures of its k rows: the mean, and the planes' best.
+
+    planes (n, s, k, d) and shifts (n, s, k) bound each row with s sets of slopes. A mixture of rows is
+    bounded anew: what its rows have in common cancels before anything is relaxed.
+    """
+    box = Interval(*(end.flatten(1) for end in relaxation.threat.bounds(relaxation.x)))
+    best, weight = mixed_planes(planes.flatten(1, 2), shifts.flatten(1), box)
+    weight = weight.unflatten(1, shifts.shape[1:]).sum(1)
+    weights = torch.stack([torch.full_like(weight, 1 / weight.shape[1]), weight], 1)
+    last, rows = len(relaxation.graph.nodes) - 1, weights @ clause.rows.to(weights)
+    for part in (relaxation, relaxation.with_alpha({})):
+        value = part.lower(last, rows) + weights @ clause.offsets.to(weights)
+        best = torch.maximum(best, _proved(value).amax(1))
+    return best
+
+
+def _proved(values: Tensor) -> Tensor:
+    """Where a pass overflows, what comes out of it proves nothing."""
+    return values.masked_fill(~values.isfinite(), -torch.inf)
+
+
+def mixed_planes(planes: Tensor, shifts: Tensor, box: Interval) -> tuple[Tensor, Tensor]:
+    """Lower bounds (n,) on max_k planes_k . x + shifts_k over each box, and their weights w (n, k).
+
+    planes (n, k, d), shifts (n, k). max over w of the simplex of min over the box of
+    sum_k w_k (planes_k . x + shifts_k) is that maximum's minimum (von Neumann); any w proves its own value,
+    and the best met by exponentiated ascent is returned.
+    """
+    weight = torch.full_like(shifts, 1 / shifts.shape[1])
+    best, kept = shifts.new_full((len(shifts),), -torch.inf), weight
+    for turn in range(MIXING):
+        mixed = (weight.unsqueeze(1) @ planes)[:, 0]
+        value = (mixed * box.centre).sum(1) - (mixed.abs() * box.radius).sum(1) + (weight * shifts).sum(1)
+        better = _proved(value) > best
+        best, kept = torch.where(better, value, best), torch.where(better[:, None], weight, kept)
+        if bool((best > 0).all()):
+            break
+        least = box.centre - box.radius * mixed.sign()
+        slope = (planes @ least.unsqueeze(2))[..., 0] + shifts
+        slope = torch.nan_to_num(slope - slope.amax(1, keepdim=True))
+        scale = slope.abs().amax(1, keepdim=True).clamp(min=1e-300)
+        weight = (weight.clamp(min=1e-30).log() + 3.0 / (1 + turn) ** 0.5 * slope / scale).softmax(1)
+    return best, kept
 
 
 def split_inputs(
