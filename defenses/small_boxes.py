@@ -31,9 +31,10 @@ class SmallBoxes(IntervalTraining):
 
     paper = "Mueller et al. 2023, 2210.04871, algorithm 1 (SABR)"
 
-    overshoot: float = 1.1
-    share: float = 0.5
+    overshoot: float = 1.05
+    share: float = 0.2
     steps: int = 3
+    epochs: int = 40
 
     def __post_init__(self) -> None:
         super().__post_init__()
