@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from bench import several, single
-from bench.options import DataRoot, Device, Download, Force, Out, Seed, Site, finish, load
+from bench.options import DataRoot, Device, Download, Force, Out, Proof, Seed, Site, finish, load
 from models.errors import UserError
 
 app = typer.Typer(
@@ -59,6 +59,7 @@ def run(
     workers: Annotated[int | None, typer.Option(help="Worker processes (default: one per core).")] = None,
     seed: Seed = None,
     out: Out = Path("results"),
+    proof: Proof = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run, and how long it took.")
     ] = False,
@@ -83,6 +84,7 @@ def run(
         workers=workers,
         seed=seed,
         out=out,
+        proof=proof,
     )
     finish("run", request, dry_run)
 

@@ -1,22 +1,17 @@
-"""Checks a proof file with numpy alone; `python proof_checker.py FILE` prints `proved` or `REFUTED: why`.
-
-It knows nothing of how the bounds were found, and rounds outwards: a dot product of n terms in float64 is
-off by at most gamma_n = n u / (1 - n u) times that of the absolute values (Higham 2002, section 3.1).
-"""
+"""Checks a proof file with numpy alone; `python proof_checker.py FILE` prints `proved` or `REFUTED: why`."""
 
 import json
 import sys
 from hashlib import sha256
-from math import inf
 from pathlib import Path
 
 import numpy as np
-from numpy import ndarray, nextafter
+from numpy import inf, ndarray, nextafter
 from safetensors import safe_open
 from safetensors.numpy import save
 
-# ROUNDING (n + 3) is twice gamma_(n + 3): it covers n terms, and that the error is itself computed. UNDERFLOW
-# is more than underflow adds up to, as long as no number in the file is above LARGEST.
+# ROUNDING (n + 3) is twice gamma_(n + 3) (Higham 2002, 3.1): it covers n terms of a dot product, and that the
+# error is itself computed. UNDERFLOW is more than underflow adds up to while no number is above LARGEST.
 ROUNDING, UNDERFLOW, LARGEST = 2 * 2.0**-53, 1e-250, 1e30
 
 
@@ -28,18 +23,24 @@ def claim(holds: bool | np.bool_ | ndarray, reason: str) -> None:
 
 def convolution(layer: dict, weight: ndarray, bias: ndarray, shape: tuple) -> tuple:
     """The dense matrix and bias of a cross-correlation with zero padding, and its output's shape."""
-    stride, pad, dilation = layer["stride"], layer["padding"], layer["dilation"]
+    step, pad, gap = layer["stride"], layer["padding"], layer["dilation"]
     out, inputs, *kernel = weight.shape
-    claim(inputs == shape[0] and min(*stride, *dilation) > 0 <= min(pad), "a convolution does not fit")
-    size = [
-        (shape[a + 1] + 2 * pad[a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in range(2)
-    ]
+    claim(inputs == shape[0] and min(*step, *gap) > 0 <= min(pad), "a convolution does not fit")
+    size = [(shape[a + 1] + 2 * pad[a] - gap[a] * (kernel[a] - 1) - 1) // step[a] + 1 for a in (0, 1)]
     matrix = np.zeros((out, *size, *shape))
     for ky, kx, y, x in np.ndindex(*kernel, *size):
-        i, j = y * stride[0] - pad[0] + ky * dilation[0], x * stride[1] - pad[1] + kx * dilation[1]
+        i, j = y * step[0] - pad[0] + ky * gap[0], x * step[1] - pad[1] + kx * gap[1]
         if 0 <= i < shape[1] and 0 <= j < shape[2]:
             matrix[:, y, x, :, i, j] = weight[:, :, ky, kx]
     return matrix.reshape(out * size[0] * size[1], -1), np.repeat(bias, size[0] * size[1]), (out, *size)
+
+
+def covers(signs: ndarray) -> bool:
+    """Whether every choice of phases agrees with some row of signs: 1 is active, -1 inactive, 0 either."""
+    if not len(signs) or not signs.any(1).all():
+        return len(signs) > 0
+    i = np.abs(signs).sum(0).argmax()
+    return all(covers(np.where(np.arange(signs.shape[1]) == i, 0, signs[signs[:, i] != s])) for s in (1, -1))
 
 
 class Proof:
@@ -48,30 +49,26 @@ class Proof:
     def __init__(self, tensors: dict[str, ndarray], notes: dict[str, str]) -> None:
         for name, part in tensors.items():
             claim(np.abs(part) <= LARGEST, f"tensor '{name}' holds NaN or a number above {LARGEST:g}")
-            claim("slopes" not in name or np.all((part >= 0) & (part <= 1)), f"'{name}' leaves [0, 1]")
+            claim("slopes" not in name or (part >= 0) & (part <= 1), f"'{name}' leaves [0, 1]")
         x, eps, box = tensors["x"].astype(float), float(notes["eps"]), json.loads(notes["box"])
-        claim(0 <= eps < inf, f"eps is {eps}")
-        claim(box[0] < box[1] and np.all((x >= box[0]) & (x <= box[1])), "the input leaves the box")
+        claim(0 <= eps < inf and np.all((x >= box[0]) & (x <= box[1])), f"eps is {eps}, or x leaves the box")
         lower, upper = np.clip(nextafter(x - eps, -inf), *box), np.clip(nextafter(x + eps, inf), *box)
-        self.tensors, self.passes = tensors, json.loads(notes["passes"])
+        self.tensors, self.passes = tensors, set(json.loads(notes["passes"])) - {"leaf"}
         self.inputs, self.shape = (lower.ravel(), upper.ravel()), x.shape
         self.ends, self.matrices = [self.inputs], list[tuple | None]()
         for i, layer in enumerate(json.loads(notes["layers"])):
             self.relu(i) if layer["kind"] == "relu" else self.affine(i, layer)
 
-    def relu(self, i: int) -> None:
-        """Checks the bounds that are claimed of layer i's input, and goes on with them."""
+    def relu(self, i: int) -> None:  # checks the bounds that are claimed of its input, and goes on with them
         lower, upper = self.ends[i]
         below, above = (self.tensors[f"{end}.{i}"].astype(float) for end in ("lower", "upper"))
         claim(below.shape == above.shape == lower.shape, f"the bounds at layer {i} have another size")
         for places, sign, said in ((below > lower, 1, below), (above < upper, -1, -above)):
-            proved = self.best(sign * np.eye(len(lower))[places], i - 1, self.passes)
-            claim(said[places] <= proved, f"a bound at layer {i} is not proved")
+            claim(said[places] <= self.best(sign * np.eye(len(lower))[places], i - 1), f"bound {i} fails")
         self.ends[i], self.matrices = (below, above), [*self.matrices, None]
         self.ends.append((np.maximum(below, 0), np.maximum(above, 0)))
 
-    def affine(self, i: int, layer: dict) -> None:
-        """Bounds the output of layer i by intervals."""
+    def affine(self, i: int, layer: dict) -> None:  # bounds its output by intervals
         weight = self.tensors[f"weights.{layer['name']}weight"].astype(float)
         bias = self.tensors.get(f"weights.{layer['name']}bias", np.zeros(len(weight))).astype(float)
         claim(layer["kind"] in ("conv", "linear"), f"layer {i} is a '{layer['kind']}'")
@@ -85,9 +82,11 @@ class Proof:
         ends = plus @ lower + minus @ upper + bias - error, plus @ upper + minus @ lower + bias + error
         self.ends.append((nextafter(ends[0], -inf), nextafter(ends[1], inf)))
 
-    def best(self, rows: ndarray, top: int, passes: list[str]) -> ndarray:
-        """The best lower bounds on rows . output of layer `top` over sets of slopes; -inf without any."""
-        return np.max([np.full(len(rows), -inf), *(self.backward(rows, top, 0, p) for p in passes)], 0)
+    def best(self, rows: ndarray, top: int) -> ndarray:
+        """The best lower bounds on rows . output of layer `top`, over intervals and over sets of slopes."""
+        start = max((i + 1 for i in range(top) if not self.matrices[i]), default=0)
+        passes = [(start, ""), *((0, name) for name in self.passes)]
+        return np.max([self.backward(rows, top, stop, name) for stop, name in passes], 0)
 
     def backward(self, rows: ndarray, top: int, stop: int, name: str) -> ndarray:
         """Lower bounds on rows . output of `top` over the input of `stop`: slopes below, chords above."""
@@ -96,18 +95,19 @@ class Proof:
             (lower, upper), widest = self.ends[i], np.abs(self.ends[i]).max(0)
             if matrix := self.matrices[i]:
                 weight, bias = matrix
-                size = np.abs(weight) @ widest + np.abs(bias)
-                error += ROUNDING * (len(bias) + 3) * (np.abs(rows) @ size)
+                error += ROUNDING * (len(bias) + 3) * np.abs(rows) @ (np.abs(weight) @ widest + np.abs(bias))
                 total, rows = nextafter(total + rows @ bias, -inf), rows @ weight
                 continue
-            bent, passing = (lower < 0) & (upper > 0), (lower >= 0).astype(float)
+            phase = self.tensors[f"phase.{i}"] if name == "leaf" else np.zeros(rows.shape)
+            claim(phase.shape == rows.shape, f"the phases at layer {i} have another size")
+            bent, passing = (lower < 0) & (upper > 0) & (phase == 0), np.where(phase, phase > 0, lower >= 0)
             chord = np.where(bent, np.minimum(upper / np.where(bent, upper - lower, 1), 1), passing)
             rise = nextafter(nextafter(1 - chord, inf) * upper, inf)
             shift = np.where(bent, np.maximum(nextafter(-chord * lower, inf), rise), 0.0)
             negative, slope = np.minimum(rows, 0), np.where(bent, self.tensors[f"slopes.{name}.{i}"], passing)
-            rows = np.where(rows >= 0, rows * slope, rows * chord)
-            error += ROUNDING * (len(lower) + 3) * (np.abs(rows) @ widest + np.abs(negative) @ shift)
-            total = nextafter(total + negative @ shift, -inf)
+            rows, drop = np.where(rows >= 0, rows * slope, rows * chord), (negative * shift).sum(1)
+            error += ROUNDING * (len(lower) + 3) * ((np.abs(rows) + np.abs(phase)) @ widest - drop)
+            total, rows = nextafter(total + drop, -inf), rows - phase
         lower, upper = self.ends[stop] if stop else self.inputs
         error += ROUNDING * (2 * len(lower) + 3) * (np.abs(rows) @ np.abs((lower, upper)).max(0))
         least = np.maximum(rows, 0) @ lower + np.minimum(rows, 0) @ upper
@@ -116,12 +116,14 @@ class Proof:
     def margins(self, label: int) -> ndarray:
         """Proved lower bounds on z_label - z_j for every class j; infinite in the label's own place."""
         top, relus = len(self.matrices) - 1, [i for i, pair in enumerate(self.matrices) if pair is None]
-        claim(top not in relus, "the last layer must be affine")
-        identity = np.eye(len(self.ends[-1][0]))
-        claim(0 <= label < len(identity), f"label {label} is no class")
-        rows, final = identity[label] - identity, ["final"] * any("slopes.final" in n for n in self.tensors)
-        intervals = self.backward(rows, top, max(relus, default=-1) + 1, "")
-        return np.where(rows.any(1), np.maximum(intervals, self.best(rows, top, self.passes + final)), inf)
+        one, of = np.eye(len(self.ends[-1][0])), self.tensors["class"].astype(int)
+        claim(top not in relus and 0 <= label < len(one), f"the last layer has no class {label}")
+        found, least = self.best(rows := one[label] - one, top), self.backward(rows[of], top, 0, "leaf")
+        for j in np.unique(of):
+            phases = np.hstack([self.tensors[f"phase.{i}"] for i in relus])[of == j]
+            claim(covers(np.sign(phases)), f"the leaves of class {j} leave out some phases")
+            found[j] = max(found[j], least[of == j].min())
+        return np.where(rows.any(1), found, inf)
 
 
 def check(path: Path, weights: Path | None = None) -> tuple[bool, str]:
@@ -129,9 +131,8 @@ def check(path: Path, weights: Path | None = None) -> tuple[bool, str]:
     try:
         with safe_open(path, "np") as file:
             notes, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        own = {name[8:]: part for name, part in tensors.items() if name.startswith("weights.")}
-        digest = sha256(save(own)).hexdigest()
-        claim((notes["format"], notes["norm"]) == ("rhobust-proof-1", "linf"), "the format is another")
+        digest = sha256(save({n[8:]: part for n, part in tensors.items() if n[:8] == "weights."})).hexdigest()
+        claim((notes["format"], notes["norm"]) == ("rhobust-proof-2", "linf"), "the format is another")
         claim(digest == notes["weights_sha256"], "the weights are not those of the file's hash")
         claim(not weights or sha256(weights.read_bytes()).hexdigest() == digest, f"not about {weights}")
         margins = Proof(tensors, notes).margins(label := int(notes["label"]))
@@ -145,5 +146,4 @@ def check(path: Path, weights: Path | None = None) -> tuple[bool, str]:
 
 if __name__ == "__main__":
     proved, text = check(Path(sys.argv[1]))
-    print(text)
-    sys.exit(not proved)
+    sys.exit(print(text) or not proved)

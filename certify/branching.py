@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from certify.ascent import climb
 from certify.descent import descend
-from certify.dual import Bound, Branches, Dual, climb
+from certify.dual import Bound, Branches, Dual, imposed
 from certify.folded import Folded, Targets
 from certify.warm_program import WarmProgram
 
@@ -20,7 +21,7 @@ POOL = 200_000_000
 WARM_PROGRAM = 400
 INFORMATIVE = 0.02
 LEAF_STEPS = 300
-EXACT_SHARE = 4
+PROGRAMS = 2000
 
 Check = Callable[[Tensor], Tensor | None]
 
@@ -46,13 +47,15 @@ class BranchAndBound:
     worst `batch` branches, tries both phases of each candidate neuron without ascent, keeps the
     neuron whose worse child is best (filtered smart branching, Bunel et al. 2020; De Palma et al. 2021),
     ascends the children from their parent's multipliers, and descends from their relaxed minimisers.
+    `record` hears of the branches that are proved.
     """
 
     def __init__(
         self, folded: Folded, targets: Targets, check: Check, *, tolerance: float, steps: int = 16,
         rate: float = 0.1, batch: int = 64, deadline: float = torch.inf,
+        record: Callable[[Branches], None] = lambda proved: None,
     ) -> None:  # fmt: skip
-        self.folded, self.targets, self.check = folded, targets, check
+        self.folded, self.targets, self.check, self.record = folded, targets, check, record
         self.tolerance, self.steps, self.rate, self.batch = tolerance, steps, rate, batch
         self.dual = Dual(folded, targets)
         small = (
@@ -103,7 +106,6 @@ class BranchAndBound:
         return Outcome(self.witness, lower, self.open, self.looked_at)
 
     def _round(self, deadline: float) -> None:
-        started = time.monotonic()
         size = min(self.batch, 16) if self.program is not None else self.batch
         size = max(1, min(size, POOL // (CANDIDATES * 2 * 64 * max(1, self.folded.neurons))))
         order = self.values.argsort()
@@ -119,27 +121,26 @@ class BranchAndBound:
         # What holds for the parent holds for its children, though their own lines may start lower.
         value = torch.maximum(value, proved)
         self.looked_at += len(children)
-        now = time.monotonic()
-        until = min(deadline, now + EXACT_SHARE * (now - started))
-        self._settle(*self._solved(value, children, bound, until))
+        self._settle(*self._solved(value, children, bound, deadline))
 
     def _solved(
         self, value: Tensor, branches: Branches, bound: Bound, until: float
     ) -> tuple[Tensor, Branches, Bound]:
-        """The same with exact multipliers for the open branches nearest to a proof, up to time `until`.
+        """The same with exact multipliers for the few open branches nearest to a proof, up to time `until`.
 
         Where the folded network is small a warm linear program costs little more than an ascent,
-        and proves what the ascent's last digits leave open.
+        and proves what the ascent's last digits leave open; the larger, the fewer are solved.
         """
         if self.program is None:
             return value, branches, bound
-        rows, answers = [], []
+        rows, answers, most = [], [], max(1, PROGRAMS // max(1, self.folded.neurons))
         for row in value.argsort(descending=True).tolist():
             if value[row] > self.tolerance:
                 continue
             left = until - time.monotonic()
-            if left <= 0:
+            if left <= 0 or not most:
                 break
+            most -= 1
             found = self.program.solve(
                 int(branches.group[row]), branches.sign[row], branches.alpha[row], left
             )
@@ -169,7 +170,7 @@ class BranchAndBound:
         count, width = places.shape
         rows = torch.arange(count).repeat_interleave(width)
         repeated = parents.select(rows)
-        pairs = [self._fixed(repeated, places.flatten(), slopes.flatten(), sign) for sign in (1, -1)]
+        pairs = [imposed(self.folded, repeated, places.flatten(), slopes.flatten(), sign) for sign in (1, -1)]
         values = torch.stack([self.dual.bound(children).value for children in pairs])
         worse = (values.amin(0) + 1e-3 * values.amax(0)).reshape(count, width)
         # Where no candidate helps before its ascent, the order of the places is the better guess.
@@ -178,24 +179,12 @@ class BranchAndBound:
         best = torch.where(told, worse.argmax(1), 0) + torch.arange(count) * width
         return Branches.join([children.select(best) for children in pairs])
 
-    def _fixed(self, branches: Branches, places: Tensor, slopes: Tensor, sign: int) -> Branches:
-        """The branches with one more phase imposed each, at neuron places (b,) of coefficients slopes (b,).
-
-        The new multiplier reproduces the parent's lower line. Where the parent took the chord (slopes < 0) a
-        child may start lower, since z may leave its bounds under the other neurons' lines.
-        """
-        signs, beta, rows = branches.sign.clone(), branches.beta.clone(), torch.arange(len(places))
-        leak = self.folded.leak[places]
-        below = leak + (1 - leak) * branches.alpha[rows, places]
-        signs[rows, places] = sign
-        beta[rows, places] = slopes.clamp(min=0) * (1 - below if sign > 0 else below - leak)
-        return Branches(branches.group, signs, branches.alpha, beta, branches.weight)
-
     def _settle(self, value: Tensor, branches: Branches, bound: Bound) -> None:
         """Books proved branches, looks for a witness at the minimisers of the others, and keeps these."""
         value, bound = self._insisted(value, branches, bound)
         proved = value > self.tolerance
         self.lower.scatter_reduce_(0, branches.group[proved], value[proved], "amin")
+        self.record(branches.select(proved))
         rows = (~proved).nonzero()[:, 0]
         if not len(rows):
             return
@@ -235,7 +224,7 @@ class BranchAndBound:
         if not len(rows):
             return value, bound
         found, _, last = climb(
-            self.dual, branches.select(rows), steps=LEAF_STEPS, rate=0.3, stop=self.tolerance
+            self.dual, branches.select(rows), steps=LEAF_STEPS, rate=0.3, stop=self.tolerance, single=False
         )
         x = bound.x.clone()
         x[rows] = last.x

@@ -87,11 +87,13 @@ class Exact(Certifier):
     Cheapest step first, each for the samples that are still open: interval bounds, descent, crown with
     polytope, then on the network with its stable neurons folded away optimised slopes,
     tightened bounds, branch and bound on ReLU phases with optimised multipliers (beta-CROWN) and a
-    descent in every open branch, and a mixed-integer program that looks for witnesses. Proofs
+    descent in every open branch, the same clause by clause with every neuron bounded again in every branch
+    under the assumption that the clause fails (INVPROP), and a mixed-integer program that looks for
+    witnesses. Proofs
     are dual bounds in double precision, so that a margin may be smaller than what other
     certificates ask for (`tolerance`); no solver's word is taken. Networks of the ReLU family with max
     pooling; others are settled by the first steps only.
-    Source: Wang et al. 2021, 2103.06624; Tjeng et al. 2019, 1711.07356.
+    Source: Wang et al. 2021, 2103.06624; Kotha et al. 2023, 2302.01404; Tjeng et al. 2019, 1711.07356.
     """
 
     paper = "Wang et al. 2021, 2103.06624"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,19 +18,28 @@ ROWS = 512
 
 
 @dataclass(frozen=True)
+class Assumption:
+    """Functions that are taken to be <= 0: input_rows (s, d), neuron_rows (s, m), constant (s,)."""
+
+    input_rows: Tensor
+    neuron_rows: Tensor
+    constant: Tensor
+
+
+@dataclass(frozen=True)
 class Targets:
     """Affine functions of a folded network in groups.
 
     input_rows (c, k, d), neuron_rows (c, k, m), constant (c, k). Group c is one clause: an unsafe
-    point makes all its k functions <= 0. `real` (c, k) is False for padding. In `anchored` groups the
-    first function counts once, and the others by multipliers of their own: they are assumed to be <= 0.
+    point makes all its k functions <= 0. `real` (c, k) is False for padding. What is said of the groups is
+    said of the inputs where all functions of `assumed` are <= 0.
     """
 
     input_rows: Tensor
     neuron_rows: Tensor
     constant: Tensor
     real: Tensor
-    anchored: bool = False
+    assumed: Assumption | None = None
 
     def __len__(self) -> int:
         return len(self.constant)
@@ -37,7 +47,34 @@ class Targets:
     def select(self, groups: Tensor) -> Targets:
         """Some of the groups."""
         inputs, neurons = self.input_rows[groups], self.neuron_rows[groups]
-        return Targets(inputs, neurons, self.constant[groups], self.real[groups], self.anchored)
+        return Targets(inputs, neurons, self.constant[groups], self.real[groups], self.assumed)
+
+    def single(self, inputs: InputSet) -> Targets:
+        """The same in single precision, over the box of `inputs` moved to [-1, 1]."""
+        middle, radius = inputs.middle_and_radius()
+        constant = self.constant + self.input_rows @ middle
+        assumed = self.assumed
+        if assumed is not None:
+            shifted = assumed.constant + assumed.input_rows @ middle
+            assumed = Assumption(
+                (assumed.input_rows * radius).float(), assumed.neuron_rows.float(), shifted.float()
+            )
+        rows = (self.input_rows * radius).float()
+        return Targets(rows, self.neuron_rows.float(), constant.float(), self.real, assumed)
+
+    def mixed(self, group: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mixtures of each group's functions and the assumed ones: rows (b, d), (b, m), constants (b,)."""
+        parts = []
+        for name in ("input_rows", "neuron_rows", "constant"):
+            own = getattr(self, name)[group]
+            k = own.shape[1]
+            flat = own.flatten(2) if own.dim() > 2 else own.unsqueeze(2)
+            part = weight[:, :1] * flat[:, 0] if k == 1 else (weight[:, None, :k] @ flat)[:, 0]
+            if self.assumed is not None:
+                extra = getattr(self.assumed, name)
+                part = part + weight[:, k:] @ (extra if extra.dim() > 1 else extra[:, None])
+            parts.append(part if own.dim() > 2 else part[:, 0])
+        return parts[0], parts[1], parts[2]
 
     def values(self, x: Tensor, outputs: Tensor) -> Tensor:
         """Every function (b, c, k) at inputs x (b, d) and neuron outputs (b, m); -inf in the padding."""
@@ -68,6 +105,24 @@ class Folded:
     def neurons(self) -> int:
         """The number of unstable neurons, m."""
         return len(self.constant)
+
+    @cached_property
+    def earlier_rows(self) -> list[Tensor]:
+        """Each layer's neuron_rows over the neurons before it, contiguous."""
+        return [self.neuron_rows[layer, : layer.start].contiguous() for layer in self.layers]
+
+    def single(self) -> Folded:
+        """The same in single precision with the inputs' box moved to [-1, 1]; linf only."""
+        middle, radius = self.inputs.middle_and_radius()
+        end = torch.ones_like(middle, dtype=torch.float32)
+        rest = (
+            part.float()
+            for part in (
+                self.input_rows * radius, self.neuron_rows, self.constant + self.input_rows @ middle,
+                self.leak, self.lower, self.upper,
+            )
+        )  # fmt: skip
+        return Folded(InputSet(-end, end, 0 * end), self.layers, *rest)
 
     def forward(self, x: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
         """Values z and outputs a (b, m) at x (b, d), where activation(layer, z) gives a layer's outputs."""

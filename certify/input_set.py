@@ -32,6 +32,10 @@ class InputSet:
         ball = threat.norm != "linf" and threat.eps is not None
         return InputSet(lower, upper, x.flatten(), threat.norm if ball else "linf", threat.radius)
 
+    def middle_and_radius(self) -> tuple[Tensor, Tensor]:
+        """The box's middle (d,) and half its widths (d,)."""
+        return (self.upper + self.lower) / 2, (self.upper - self.lower) / 2
+
     def least(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """A lower bound (k,) on rows . x over the set, rows (k, d), and points (k, d) that nearly reach it.
 
@@ -41,7 +45,7 @@ class InputSet:
         """
         if self.norm == "linf":
             points = torch.where(rows > 0, self.lower, self.upper)
-            middle, radius = (self.upper + self.lower) / 2, (self.upper - self.lower) / 2
+            middle, radius = self.middle_and_radius()
             return rows @ middle - rows.abs() @ radius, points
         below, above = self.lower - self.centre, self.upper - self.centre
         low = torch.zeros(len(rows), 1, dtype=rows.dtype, device=rows.device)

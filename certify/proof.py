@@ -18,6 +18,7 @@ from certify.backward import Relaxation, adaptive_slope, margins, parallel_slope
 from certify.base import TOLERANCE, proves
 from certify.graph import Graph
 from certify.ibp import interval_margins, margin_rows
+from certify.leaves import Leaves, searched_leaves
 from certify.prepare import prepare
 from certify.rules.activation import ReLU
 from models.atomic import write_atomically
@@ -25,7 +26,7 @@ from models.base import Batch, Classifier, check_inputs, frozen
 from models.errors import NotApplicable, UserError
 from models.threat import ThreatModel
 
-FORMAT = "rhobust-proof-1"
+FORMAT = "rhobust-proof-2"
 
 # Claimed bounds are looser by this, relative to 1 + |bound|, than found in double precision, so that
 # outward rounding reaches them.
@@ -33,29 +34,34 @@ SLACK = 1e-9
 
 STEPS, RATE = 60, 0.25
 
-METHODS = ("ibp", "crown", "alpha-crown")
+METHODS = ("ibp", "crown", "alpha-crown", "branch")
+
+# What a leaf of branch and bound has to prove, relative to the logits: far above the checker's own rounding,
+# and above what single precision, in which a search's leaves are kept, takes away from other classes' slopes.
+LEAF, SINGLE = 1e-6, 1e-4
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What proves one sample: bounds on each ReLU's input, and the slopes that the bounds come from."""
+    """What proves one sample: bounds on each ReLU's input, the slopes that they come from, and leaves."""
 
     method: str
     relaxation: Relaxation
     passes: tuple[str, ...] = ()
-    final: dict[int, Tensor] | None = None
+    leaves: Leaves | None = None
 
 
 def write_proof(
-    path: Path, model: Classifier, sample: Batch, threat: ThreatModel, methods: Sequence[str] = METHODS
-) -> str | None:
+    path: Path, model: Classifier, sample: Batch, threat: ThreatModel, methods: Sequence[str] = METHODS,
+    *, seconds: float = 30.0,
+) -> str | None:  # fmt: skip
     """Writes the proof that one sample (n = 1) is certified; returns its method, None where none was found.
 
-    Tries `methods`: ibp, crown (with polytope) and alpha-crown; what only branch and bound settles has no
-    proof file.
+    Tries `methods`: ibp, crown (with polytope), alpha-crown, and for `seconds` branch, a search over ReLU
+    phases under crown's bounds. What only more than that settles has no proof file.
     The file, in the safetensors format, holds the layers' weights under the names of their own file, with
-    its hash, the input, label, eps and box, bounds on the input of every ReLU, and one or two sets of lower
-    slopes in [0, 1] from which those bounds follow; the last set may be one a class. bench/proof_checker.py
+    its hash, the input, label, eps and box, bounds on the input of every ReLU, sets of lower slopes in
+    [0, 1] from which those bounds follow, and leaves (certify.leaves) for the margins. bench/proof_checker.py
     states what is to be checked. Raises NotApplicable, naming it, for a norm other than linf and
     for networks that are no chain of Linear, Conv2d, Flatten and ReLU.
     """
@@ -67,7 +73,7 @@ def write_proof(
     chain = _chain(model.network)
     with frozen(model):
         graph, x = prepare(model, sample.x)
-        found = _prove(graph, x, sample.y, threat, methods)
+        found = _prove(graph, x, sample.y, threat, methods, seconds)
     if found is None:
         return None
     write_atomically(path, _content(found, graph, chain, model, sample, threat))
@@ -96,7 +102,9 @@ def _chain(network: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
     return [] if flat else [(prefix, network)]
 
 
-def _prove(graph: Graph, x: Tensor, y: Tensor, threat: ThreatModel, methods: Sequence[str]) -> _Found | None:
+def _prove(
+    graph: Graph, x: Tensor, y: Tensor, threat: ThreatModel, methods: Sequence[str], seconds: float
+) -> _Found | None:
     """The cheapest method that certifies the sample, with looser bounds than it found."""
     classes = graph.num_classes(x)
     with torch.no_grad():
@@ -112,12 +120,23 @@ def _prove(graph: Graph, x: Tensor, y: Tensor, threat: ThreatModel, methods: Seq
         found = _Found("crown", relaxation, ("parallel", "adaptive"))
         if "crown" in methods and certified(best):
             return found
-    if "alpha-crown" not in methods:
+    if not {"alpha-crown", "branch"} & set(methods):
         return None
     slopes, value = climbed_slopes(relaxation, y, classes)
-    if not certified(torch.maximum(best, value)):
+    every = torch.arange(classes)
+    flat = Leaves.whole({i: part[0].flatten(1) for i, part in slopes.items()}, every)
+    if "alpha-crown" in methods and certified(torch.maximum(best, value)):
+        return replace(found, method="alpha-crown", leaves=flat if slopes else None)
+    if "branch" not in methods:
         return None
-    return replace(found, method="alpha-crown", final=slopes)
+    # Classes that are proved by now keep their one leaf; the others are searched.
+    size = max(1.0, float(logits.abs().amax()))
+    open_ = (torch.maximum(best, value)[0] <= SINGLE * size) & (every != y)
+    leaves = searched_leaves(relaxation, y, every[open_], tolerance=LEAF * size, seconds=seconds)
+    if leaves is None:
+        return None
+    kept = Leaves.whole({i: part[~open_] for i, part in flat.slopes.items()}, every[~open_])
+    return replace(found, method="branch", leaves=kept.with_leaves(leaves).single())
 
 
 def climbed_slopes(relaxation: Relaxation, y: Tensor, classes: int) -> tuple[dict[int, Tensor], Tensor]:
@@ -154,6 +173,8 @@ def _content(
     }
     tensors = {f"weights.{name}": part for name, part in weights.items()}
     tensors["x"] = _array(sample.x[0])
+    leaves = found.leaves
+    tensors["class"] = np.zeros(0, dtype=np.int64) if leaves is None else _array(leaves.classes)
     for place, node in zip(places, relus, strict=True):
         bounds = found.relaxation.bounds[graph.nodes[node].inputs[0]]
         low, high = (_array(end.flatten()) for end in (bounds.lower, bounds.upper))
@@ -163,8 +184,9 @@ def _content(
             "adaptive": (high >= -low).astype(np.float64),
         }
         tensors |= {f"slopes.{name}.{place}": slopes[name] for name in found.passes}
-        if found.final is not None:
-            tensors[f"slopes.final.{place}"] = _array(found.final[node][0].flatten(1))
+        none = np.zeros((0, len(low)), dtype=np.float32)
+        tensors[f"slopes.leaf.{place}"] = none if leaves is None else _array(leaves.slopes[node])
+        tensors[f"phase.{place}"] = none if leaves is None else _array(leaves.phases[node])
     notes = {
         "format": FORMAT,
         "method": found.method,

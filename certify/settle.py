@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from certify.ascent import climb
 from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.branching import BranchAndBound
-from certify.contradiction import Assumed, assume_broken
 from certify.counterexample import search
 from certify.descent import descend
-from certify.dual import Branches, Dual, climb
+from certify.dual import Branches, Dual
 from certify.folded import Folded, Targets, folded_network
 from certify.graph import Graph
 from certify.input_set import InputSet
@@ -22,6 +22,7 @@ from certify.input_splitting import clause_bounds, split_inputs
 from certify.lowering import without_max_pool
 from certify.mixed_integer import feasible_point
 from certify.property import Property
+from certify.refutation import Refutation
 from certify.tighten import tightened
 from models.errors import NotApplicable
 from models.randomness import Randomness
@@ -30,9 +31,13 @@ from models.threat import ThreatModel
 # Beyond this many unstable neurons the folded network's table takes more memory than a laptop has.
 NEURONS = 8000
 
-# Up to these sizes a step is worth its time: the mixed-integer program, and the assumption before it.
+# Up to this many neurons a refutation, which keeps a square table a branch, has the memory that it needs.
+REFUTED = 1500
+
+# Up to this many neurons the mixed-integer program is worth its time. A clause's turns double from the first,
+# and the program has one of its own.
 MIXED_INTEGER = 300
-ASSUMED = 700
+FIRST_TURN, PROGRAM_TURN = 1.0, 4.0
 
 # Up to this many inputs, cutting their box is worth more than fixing the phases of ReLUs.
 FEW_INPUTS = 16
@@ -100,7 +105,8 @@ def settle_case(case: Case, randomness: Randomness) -> str:
     """Runs the steps on `case`, cheapest first, until one decides; returns its name.
 
     descend -> crown (with polytope) -> input-split where inputs are few -> alpha -> tighten -> branch ->
-    assumption (a smaller network for each clause, with a mixed-integer program) -> branch.
+    refutation (clause by clause, every neuron bounded again in each branch, with a mixed-integer program that
+    looks for witnesses) -> branch.
     """
     inputs = InputSet.of(case.x, case.threat)
     found = search(case.graph, inputs, case.prop, randomness)
@@ -152,44 +158,43 @@ def _on_folded(case: Case, folded: Folded, targets: Targets) -> str:
     groups, targets = groups[keep], targets.select(keep)
     folded, targets = tightened(folded, targets, steps=25, rate=0.25, deadline=_share(case, 0.3))
     tree = BranchAndBound(folded, targets, case.check, tolerance=case.tolerance, deadline=case.deadline)
-    if _branch(case, tree, groups, _share(case, 0.15, 3.0)):
+    if _branch(case, tree, groups, _share(case, 0.05, 2.0)):
         return "tighten" if tree.looked_at <= len(targets) else "branch"
-    if folded.neurons <= ASSUMED and targets.constant.shape[1] == 1:
-        _by_assumption(case, folded, targets, groups, tree)
-        if case.done:
-            return "assumption"
+    if _refute(case, folded, targets, groups, tree):
+        return "refutation"
     _branch(case, tree, groups, case.deadline)
     return "branch"
 
 
-def _by_assumption(
-    case: Case, folded: Folded, targets: Targets, groups: Tensor, tree: BranchAndBound
-) -> None:
-    """Supposes clause by clause that it can be broken: refutes it, or searches the smaller network left."""
-    waiting = [group for group in range(len(targets)) if tree.is_open(group)]
-    until, slack = _share(case, 0.6, 3.0), 2 * case.tolerance
-    for place, group in enumerate(waiting):
-        now = time.monotonic()
-        end = now + max(0.0, until - now) / (len(waiting) - place)
-        assumed = assume_broken(folded, targets, group, slack=slack, deadline=end)
-        if assumed.refuted or _refuted_by_search(case, assumed, slack, end):
-            case.lower[groups[group]] = max(float(case.lower[groups[group]]), slack)
-            tree.drop(group)
-        if case.done or case.late:
-            return
+def _refute(case: Case, folded: Folded, targets: Targets, groups: Tensor, tree: BranchAndBound) -> bool:
+    """Refutes the clauses that `tree` left open, in turns that grow; says whether the case is done.
 
-
-def _refuted_by_search(case: Case, assumed: Assumed, slack: float, end: float) -> bool:
-    """Whether branch and bound proves that nothing is left under the assumption; books a witness it finds."""
-    part = BranchAndBound(assumed.folded, assumed.targets, case.check, tolerance=slack, deadline=end)
-    outcome = part.run(_middle(end))
-    if outcome.witness is None and outcome.open:
-        _ask_solver(case, assumed, end)
-        if case.witness is not None:
-            return False
-        outcome = part.run(end)
-    case.witness = outcome.witness
-    return outcome.witness is None and outcome.open == 0
+    A clause that was refuted is dropped from the tree; one that neither way settles stays in it.
+    """
+    if folded.neurons > REFUTED:
+        return False
+    waiting = [
+        Refutation(folded, targets, group, case.check, slack=2 * case.tolerance)
+        for group in range(len(targets))
+        if tree.is_open(group)
+    ]
+    seconds = FIRST_TURN
+    while waiting and not case.late:
+        for one in list(waiting):
+            if one.run(min(case.deadline, time.monotonic() + seconds)):
+                place = groups[one.group]
+                case.lower[place] = max(float(case.lower[place]), one.slack)
+                tree.drop(one.group)
+            elif one.witness is None and one.open and seconds == PROGRAM_TURN and not case.late:
+                _ask_solver(case, one, time.monotonic() + seconds)
+            if one.witness is not None:
+                case.witness = one.witness
+            if not one.open:
+                waiting.remove(one)
+            if case.done or case.late:
+                return case.done
+        seconds *= 2
+    return case.done
 
 
 def _branch(case: Case, tree: BranchAndBound, groups: Tensor, until: float) -> bool:
@@ -205,21 +210,16 @@ def _share(case: Case, fraction: float, least: float = 0.0) -> float:
     return min(case.deadline, now + max(least, fraction * (case.deadline - now)))
 
 
-def _middle(end: float) -> float:
-    """The time.monotonic() half-way from now to `end`."""
-    return (time.monotonic() + end) / 2
-
-
-def _ask_solver(case: Case, assumed: Assumed, end: float) -> None:
+def _ask_solver(case: Case, one: Refutation, end: float) -> None:
     """Looks for a witness by mixed-integer programming; what it calls infeasible is not believed.
 
     A little more than zero is asked for first, since the solver's point is only as good as its tolerance.
     """
-    folded, targets = assumed.folded, assumed.targets
+    folded, targets = one.root.folded, one.root.targets
     if folded.inputs.norm != "linf" or folded.neurons > MIXED_INTEGER:
         return
     for slack in (1e-3, 1e-5):
-        seconds = _middle(end) - time.monotonic()
+        seconds = (end - time.monotonic()) / 2
         if seconds <= 0:
             return
         answer = feasible_point(folded, replace(targets, constant=targets.constant + slack), 0, seconds)

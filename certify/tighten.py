@@ -7,7 +7,8 @@ import time
 import torch
 from torch import Tensor
 
-from certify.dual import Branches, Dual, climb
+from certify.ascent import climb
+from certify.dual import Branches, Dual
 from certify.folded import Folded, Targets
 
 CELLS = 4_000_000

@@ -7,6 +7,7 @@ import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -51,6 +52,7 @@ class Request:
     workers: int | None = None
     seed: int | None = None
     out: Path = Path("results")
+    proof: Path | None = None
 
 
 def plan_of(request: Request) -> tuple[Plan, str]:
@@ -92,19 +94,25 @@ def execute(request: Request, dry_run: bool) -> int:
     skips, text = [(skip.what, skip.reason) for skip in plan.skips], matrix_text(request.matrix)
     store.save_run(RunFile(matrix=name, cells=cells, skips=skips, text=text))
     failed = _explain(plan, store, console)
+    if request.proof is not None:
+        proofs = importlib.import_module("bench.proofs")
+        proofs.write_run_proofs(request.proof, cells, store, settings_of(request))
     if not any(header is not None and header.status == "done" for header in map(store.header, cells)):
         return failed
     return max(failed, report(store, cells, console))
+
+
+def settings_of(request: Request) -> Any:
+    """How the request's cells run: bench.work.Settings, which needs torch."""
+    work = importlib.import_module("bench.work")
+    return work.Settings(request.data_root, request.download, work.pick_device(request.device), request.out)
 
 
 def run_missing(plan: Plan, waiting: list[Cell], store: Store, request: Request, console: Console) -> Plan:
     """Trains what is missing, runs what is waiting; returns the plan with the weights' hashes known."""
     if not waiting:
         return plan
-    work = importlib.import_module("bench.work")
-    settings = work.Settings(
-        request.data_root, request.download, work.pick_device(request.device), request.out
-    )
+    work, settings = importlib.import_module("bench.work"), settings_of(request)
     members = {cell.defended for cell in plan.cells}
     members |= {source for cell in plan.cells for source in cell.judge.sources}
     catalog = with_own(load(), tuple(members), "")

@@ -52,6 +52,37 @@ def test_nothing_certified_writes_nothing(capsys, tmp_path):
     assert not (tmp_path / "p").exists()
 
 
+def test_a_run_writes_the_files_of_its_certified_images(capsys, tmp_path):
+    matrix, folder = tmp_path / "m.toml", tmp_path / "proofs"
+    matrix.write_text(
+        'data = "mnist5k"\nmodels = ["conv-small+polytope"]\nattacks = []\ncertificates = ["ibp"]\n'
+        'threats = [{ norm = "linf", eps = "0.1" }, { norm = "l2", eps = "0.1" }]\n'
+        "[images]\ncheap = 2\nmedium = 2\nexpensive = 2\nextreme = 2\n",
+        encoding="utf-8",
+    )
+    for _ in range(2):
+        # The second time nothing is run, and the files are written again.
+        code, out, _ = inside(
+            capsys, "run", "--matrix", matrix, "--out", tmp_path / "r", "--proof", folder, "--workers", 1
+        )
+        assert code == 0
+        assert f"{folder / 'conv-small+polytope-linf-0.1'}: 2 proof files (2 by ibp)" in out
+        files = sorted(path.relative_to(folder) for path in folder.rglob("*.safetensors"))
+        assert [path.parts for path in files] == [
+            ("conv-small+polytope-linf-0.1", "image-0.safetensors"),
+            ("conv-small+polytope-linf-0.1", "image-500.safetensors"),
+        ]
+        assert inside(capsys, "verify-proof", folder / files[0])[0] == 0
+        (folder / files[1]).unlink()
+
+
+def test_a_threat_without_proof_files_is_said_so(capsys, tmp_path):
+    lines = evaluated(
+        capsys, tmp_path / "p", "conv-small+polytope", "--norm", "l2", "--eps", "0.1", "--certify", "ibp"
+    )
+    assert lines[-1] == f"{tmp_path / 'p'}: no proof files: proof files speak of linf and an eps, not of 'l2'"
+
+
 def test_missing_files_are_one_line(capsys, tmp_path):
     absent = Path("nowhere.safetensors")
     assert inside(capsys, "verify-proof", absent) == (2, "", f"error: there is no file {absent}\n")

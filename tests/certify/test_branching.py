@@ -5,6 +5,7 @@ import torch
 
 from certify.backward import parallel_slope, relax
 from certify.branching import BranchAndBound
+from certify.dual import imposed
 from certify.folded import folded_network
 from certify.graph import trace
 from certify.mixed_integer import feasible_point
@@ -111,7 +112,7 @@ def test_multipliers_outside_their_range_prove_nothing(alpha, beta, monkeypatch)
         if not len(tree.pool) or tree.program is None:
             continue
         for sign in (1, -1):
-            branches = tree._fixed(tree.pool, tree.places[:, 0], tree.slopes[:, 0], sign)
+            branches = imposed(folded, tree.pool, tree.places[:, 0], tree.slopes[:, 0], sign)
             start = torch.full((1,), -torch.inf, dtype=torch.float64)
             value, _, _ = tree._solved(start, branches, tree.dual.bound(branches), float("inf"))
             legal = (z * branches.sign[0] >= 0).all(1)

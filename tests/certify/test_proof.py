@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
@@ -15,10 +16,11 @@ from safetensors.numpy import save, save_file
 from torch import nn
 
 from bench import proof_checker
-from bench.proof_checker import ROUNDING, check
+from bench.proof_checker import ROUNDING, check, covers
 from certify.alpha_crown import AlphaCrown
 from certify.backward import adaptive_slope, margins, parallel_slope, relax
 from certify.crown import Crown
+from certify.exact import Exact
 from certify.ibp import IntervalBounds
 from certify.polytope import Polytope
 from certify.prepare import prepare
@@ -164,10 +166,150 @@ def test_a_linear_network_has_its_closed_form(tmp_path):
     assert proved_margins(tmp_path / "p") == pytest.approx(expected, abs=1e-9)
 
 
-def test_what_only_a_complete_method_settles_has_no_file(shipped, tmp_path):
+def test_what_is_broken_has_no_file(shipped, tmp_path):
     judged, data = shipped
-    assert write_proof(tmp_path / "p", judged, data[:1], linf(0.2)) is None
+    wrong = Batch(data.x[:1], (data.y[:1] + 1) % 10, data.index[:1])
+    assert write_proof(tmp_path / "p", judged, wrong, linf(0.1), ("branch",), seconds=5) is None
     assert not (tmp_path / "p").exists()
+
+
+def searched():
+    """A small network, an image and an eps at which only branch and bound proves it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = mlp(8, 16, 16, 3)
+        for parameter in network.parameters():
+            parameter.data.mul_(2.0)
+    judged, eps = model(network), 0.15
+    data = labels(judged, batch(60, (8,), seed=4))
+    slopes = AlphaCrown(steps=60).run(judged, data, linf(eps), Randomness(0)).certified
+    exact = Exact(seconds=5).run(judged, data, linf(eps), Randomness(0))
+    rows = (exact.certified & ~slopes & (exact.margin > 1e-4)).nonzero()[:, 0].tolist()
+    assert rows
+    return judged, data[rows[0] : rows[0] + 1], eps
+
+
+@pytest.fixture(scope="module")
+def branched(tmp_path_factory):
+    """The proof of such a sample, by branch and bound."""
+    judged, one, eps = searched()
+    path = tmp_path_factory.mktemp("branched") / "proof"
+    assert write_proof(path, judged, one, linf(eps)) == "branch"
+    return judged, one, eps, path
+
+
+def test_leaves_prove_what_slopes_alone_do_not(branched):
+    judged, one, eps, path = branched
+    tensors, notes = opened(path)
+    counts = np.bincount(tensors["class"], minlength=3)
+    assert counts.max() > 1
+    assert notes["method"] == "branch"
+    found = proved_margins(path)
+    least, points = smallest_margins(judged, one, linf(eps), samples=60, steps=20)
+    assert points > 50
+    others = [float(least[0, j]) for j in range(3) if j != int(one.y)]
+    assert all(0 < a <= b + 1e-9 for a, b in zip(found, others, strict=True))
+
+
+def leaf_removed(tensors, notes):
+    split = np.flatnonzero(tensors["class"] == np.bincount(tensors["class"]).argmax())
+    for name in [name for name in tensors if name == "class" or "leaf" in name or "phase" in name]:
+        tensors[name] = np.delete(tensors[name], split[-1], 0)
+
+
+def phase_turned(tensors, notes):
+    place = max((name for name in tensors if "phase" in name), key=lambda name: np.abs(tensors[name]).sum())
+    tensors[place][np.unravel_index(np.abs(tensors[place]).argmax(), tensors[place].shape)] *= -1
+
+
+def phase_imposed(tensors, notes):
+    for name in [name for name in tensors if "phase" in name]:
+        tensors[name] = np.where(tensors[name] == 0, np.float32(1e-12), tensors[name])
+
+
+def multiplier_enlarged(tensors, notes):
+    for name in [name for name in tensors if "phase" in name]:
+        tensors[name] += 1e3 * np.sign(tensors[name])
+
+
+def multiplier_nan(tensors, notes):
+    tensors["phase.1"][0, 0] = np.nan
+
+
+def slopes_of_a_leaf_flipped(tensors, notes):
+    for name in [name for name in tensors if "slopes.leaf" in name]:
+        tensors[name] = 1 - tensors[name]
+
+
+def leaf_of_another_class(tensors, notes):
+    other = np.bincount(tensors["class"]).argmax()
+    tensors["class"][np.flatnonzero(tensors["class"] == other)[0]] = (other + 1) % 3
+
+
+def leaves_as_a_pass(tensors, notes):
+    """Phases that prove an intermediate bound: the last layer's bounds shrink under an imposed phase."""
+    notes["passes"] = json.dumps(["leaf"])
+    for place in (1, 3):
+        for end in ("lower", "upper"):
+            tensors[f"{end}.{place}"] *= 0.9
+
+
+def phases_for_one_neuron(tensors, notes):
+    for name in [name for name in tensors if "phase" in name]:
+        tensors[name] = tensors[name][:, :1]
+
+
+def branched_weight_changed(tensors, notes):
+    tensors["weights.1.weight"][0, 0] += 1e-3
+
+
+def branched_weight_and_hash_changed(tensors, notes):
+    tensors["weights.3.weight"][:] *= -1
+    own = {name[8:]: part for name, part in tensors.items() if name.startswith("weights.")}
+    notes["weights_sha256"] = hashlib.sha256(save(own)).hexdigest()
+
+
+TREE_LIES = [
+    leaf_removed, phase_turned, phase_imposed, multiplier_enlarged, multiplier_nan, slopes_of_a_leaf_flipped,
+    leaf_of_another_class, leaves_as_a_pass, phases_for_one_neuron, branched_weight_changed,
+    branched_weight_and_hash_changed,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", TREE_LIES, ids=lambda lie: lie.__name__)
+def test_lies_about_a_search_are_refuted(lie, branched, tmp_path):
+    tensors, notes = opened(branched[-1])
+    lie(tensors, notes)
+    save_file({name: np.ascontiguousarray(part) for name, part in tensors.items()}, tmp_path / "lie", notes)
+    proved, text = check(tmp_path / "lie")
+    assert not proved
+    assert text.startswith("REFUTED: ")
+
+
+def test_every_leaf_of_the_tree_is_needed(branched, tmp_path):
+    tensors, notes = opened(branched[-1])
+    split = np.flatnonzero(tensors["class"] == np.bincount(tensors["class"]).argmax())
+    for row in split:
+        cut = {
+            name: np.delete(part, row, 0) if name == "class" or "leaf" in name or "phase" in name else part
+            for name, part in tensors.items()
+        }
+        save_file({name: np.ascontiguousarray(part) for name, part in cut.items()}, tmp_path / "cut", notes)
+        assert check(tmp_path / "cut") == (
+            False, f"REFUTED: the leaves of class {tensors['class'][row]} leave out some phases",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_coverage_is_that_of_all_choices(seed):
+    generator = np.random.default_rng(seed)
+    for count in (1, 4, 12, 30):
+        signs = generator.choice([-1, 0, 0, 1], size=(count, 4))
+        choices = itertools.product((-1, 1), repeat=4)
+        agree = all(bool(((signs * np.array(one)) >= 0).all(1).any()) for one in choices)
+        assert covers(signs) == agree
+    assert not covers(np.zeros((0, 4)))
+    assert covers(np.zeros((1, 4)))
 
 
 def weights_changed(tensors, notes):
@@ -185,7 +327,7 @@ def slope_flipped(tensors, notes):
 
 
 def slope_too_steep(tensors, notes):
-    tensors["slopes.final.5"][3, 5] = 1.0 + 1e-9
+    tensors["slopes.leaf.5"][3, 5] = 1.0 + 1e-9
 
 
 def lower_bound_tightened(tensors, notes):
@@ -354,8 +496,8 @@ def test_what_is_proved_is_printed(honest):
 def test_worse_slopes_prove_less_but_are_no_lie(honest, tmp_path):
     tensors, notes = opened(honest / "alpha-crown")
     for place in (1, 3, 5):
-        shape = tensors[f"slopes.final.{place}"].shape
-        tensors[f"slopes.final.{place}"] = np.random.default_rng(0).random(shape)
+        shape = tensors[f"slopes.leaf.{place}"].shape
+        tensors[f"slopes.leaf.{place}"] = np.random.default_rng(0).random(shape)
     save_file(tensors, tmp_path / "worse", notes)
     assert min(proved_margins(tmp_path / "worse")) <= min(proved_margins(honest / "alpha-crown"))
 

@@ -1,0 +1,233 @@
+"""The ascent of many branches' dual bounds at once: steps in single precision, proof in double."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from certify.dual import Adam, Bound, Branches, Dual
+
+# Networks of more entries than this take their steps in single precision.
+SINGLE = 2**14
+
+# In single precision a branch goes on until it is this far above what it has to reach.
+MARGIN = 1e-4
+
+# Branches that ascend together: enough for fast products, few enough for the cache.
+ROWS = 128
+
+STATE = ("group", "sign", "free", "phase", "other", "cut", "beta_side", "rows", "q", "constant")
+
+
+class Ascent:
+    """Branches on their way up: the bound of multipliers and its supergradient, in the working precision.
+
+    The multipliers are one tensor (b, m): alpha where a neuron is free, beta where its phase is
+    imposed. Nothing that this class says is a proof.
+    """
+
+    def __init__(self, dual: Dual, branches: Branches) -> None:
+        self.dual, targets, folded = dual, dual.targets, dual.folded
+        self.group, self.sign = branches.group, branches.sign
+        self.free = branches.sign == 0
+        side = branches.sign.to(folded.constant)
+        self.phase = torch.where(branches.sign > 0, 1.0, folded.leak).to(folded.constant)
+        self.other = torch.where(self.free, dual.chord, self.phase)
+        self.cut = dual.intercept * self.free
+        self.beta_side = side
+        self.steady = targets.constant.shape[1] == 1
+        if self.steady:
+            group = branches.group
+            self.rows, self.q = targets.input_rows[group, 0], targets.neuron_rows[group, 0]
+            self.constant = targets.constant[group, 0]
+        else:
+            self.rows = self.q = self.constant = branches.weight[:, :1]
+
+    def keep(self, rows: Tensor) -> None:
+        """Forgets all but some of the branches."""
+        for name in STATE:
+            setattr(self, name, getattr(self, name)[rows])
+
+    def _mixed(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        assumed = self.dual.targets.assumed
+        if not self.steady:
+            return self.dual.targets.mixed(self.group, weight)
+        if assumed is None:
+            return self.rows, self.q.clone(), self.constant
+        extra = weight[:, 1:]
+        return (
+            torch.addmm(self.rows, extra, assumed.input_rows),
+            torch.addmm(self.q, extra, assumed.neuron_rows),
+            self.constant + extra @ assumed.constant,
+        )
+
+    def bound(self, value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Bounds (b,) of multipliers `value` (b, m), and what `slopes` asks for: q, lines, their cuts, x."""
+        folded, leak = self.dual.folded, self.dual.folded.leak
+        rows, q, constant = self._mixed(weight)
+        below = torch.where(self.free, torch.lerp(leak, torch.ones_like(leak), value), self.phase)
+        push = self.beta_side * value
+        line, t = torch.empty_like(q), torch.empty_like(q)
+        for layer, weights in zip(reversed(folded.layers), reversed(folded.earlier_rows), strict=True):
+            part = q[:, layer]
+            line[:, layer] = torch.where(part > 0, below[:, layer], self.other[:, layer])
+            t[:, layer] = torch.addcmul(-push[:, layer], part, line[:, layer])
+            if layer.start:
+                q[:, : layer.start].addmm_(t[:, layer], weights)
+        rows = torch.addmm(rows, t, folded.input_rows)
+        if rows.dtype == torch.float32:
+            least, x = -torch.linalg.vector_norm(rows, 1, dim=1), rows.sign().neg_()
+        else:
+            least, x = folded.inputs.least(rows)
+        cut = self.cut.masked_fill(q > 0, 0.0)
+        bound = constant + least + t @ folded.constant + (q * cut).sum(1)
+        return bound, q, line, cut, x
+
+    def slopes(self, q: Tensor, line: Tensor, cut: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Supergradients in the multipliers (b, m) and the weights: the relaxation's minimiser gives them."""
+        folded, targets = self.dual.folded, self.dual.targets
+        z = torch.addmm(folded.constant, x, folded.input_rows.T)
+        a = torch.empty_like(z)
+        for layer, weights in zip(folded.layers, folded.earlier_rows, strict=True):
+            if layer.start:
+                z[:, layer].addmm_(a[:, : layer.start], weights.T)
+            a[:, layer] = torch.addcmul(cut[:, layer], line[:, layer], z[:, layer])
+        up = torch.where(self.free, (1 - folded.leak) * q.clamp(min=0), -self.beta_side) * z
+        assumed, parts = targets.assumed, []
+        if self.steady:
+            parts.append(torch.zeros_like(self.constant)[:, None])
+        else:
+            own = (targets.input_rows[self.group] @ x.unsqueeze(2))[..., 0] + targets.constant[self.group]
+            parts.append(own + (targets.neuron_rows[self.group] @ a.unsqueeze(2))[..., 0])
+        if assumed is not None:
+            parts.append(x @ assumed.input_rows.T + a @ assumed.neuron_rows.T + assumed.constant)
+        return up, torch.cat(parts, 1)
+
+
+def climb(
+    dual: Dual,
+    branches: Branches,
+    *,
+    steps: int,
+    rate: float,
+    stop: float = torch.inf,
+    goal: float | None = None,
+    deadline: float = torch.inf,
+    single: bool = True,
+) -> tuple[Tensor, Branches, Bound]:
+    """The best bound (b,) that `steps` steps of ascent meet, the branches at it, and its pass.
+
+    The bound is `dual`'s own, whatever precision the steps take: single where the network is large, if
+    `single` allows it. Branches whose bound is above
+    `stop` leave; all stop when time.monotonic() passes `deadline`. alpha moves by `rate` a step at most, beta
+    by `rate` times its neuron's coefficient. With a `goal` the step along Adam's direction is the one that
+    would reach it if the bound were linear (Polyak's rule, which needs no schedule); without, the
+    rate shrinks tenfold.
+    """
+    working = _working(dual) if single else dual
+    parts = []
+    for rows in torch.arange(len(branches)).split(ROWS):
+        start = branches.select(rows)
+        best = _climbed(working, start, steps, rate, stop, goal, deadline) if steps else start
+        parts.append((best, dual.bound(best)))
+    best = Branches.join([part for part, _ in parts])
+    bound = Bound.join([part for _, part in parts])
+    value = torch.where(bound.value.isnan(), -torch.inf, bound.value)
+    return value, best, replace(bound, value=value)
+
+
+def _climbed(
+    dual: Dual, start: Branches, steps: int, rate: float, stop: float, goal: float | None, deadline: float
+) -> Branches:
+    """The branches at the best bound that the working precision sees."""
+    kind = dual.folded.constant
+    single = kind.dtype == torch.float32
+    beyond = stop + MARGIN if single else stop
+    ascent = Ascent(dual, start)
+    value, weight = torch.where(ascent.free, start.alpha, start.beta).to(kind), start.weight.to(kind)
+    best, best_value, best_weight = torch.full_like(weight[:, 0], -torch.inf), value.clone(), weight.clone()
+    live = torch.arange(len(start))
+    adam = [Adam.like(value), Adam.like(weight)]
+    for step in range(steps + 1):
+        bound, *lines = ascent.bound(value, weight)
+        better = (bound > best[live]) & bound.isfinite()
+        chosen = live[better]
+        best[chosen], best_value[chosen], best_weight[chosen] = bound[better], value[better], weight[better]
+        rows = (best[live] <= beyond).nonzero()[:, 0]
+        if step == steps or not len(rows) or time.monotonic() > deadline:
+            break
+        if len(rows) < 0.8 * len(live):
+            live, value, weight, bound = live[rows], value[rows], weight[rows], bound[rows]
+            lines = [part[rows] for part in lines]
+            ascent.keep(rows)
+            for part in adam:
+                part.keep(rows)
+        limit = rate if goal is not None else rate * 0.1 ** (step / max(1, steps - 1))
+        missing = None if goal is None else goal + 1e-4 * (1 + bound.abs()) - bound
+        value, weight = _step(ascent, value, weight, lines, adam, limit, missing)
+    return _legal(start, best_value.double(), best_weight.double(), dual.targets.constant.shape[1])
+
+
+def _step(
+    ascent: Ascent, value: Tensor, weight: Tensor, lines: list[Tensor], adam: list[Adam], limit: float,
+    missing: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The multipliers after one step: alpha clipped to [0, 1], beta to [0, inf), weights kept legal."""
+    q, free = lines[0], ascent.free
+    up, up_weight = ascent.slopes(*lines)
+    fixed = ~free
+    imposed = bool(fixed.any())
+    scale = torch.ones_like(q)
+    if imposed:
+        scale = q.abs()
+        scale = torch.where(free, 1.0, scale + 0.05 * scale.amax(1, keepdim=True))
+        up = up * scale
+    blocked = ((value <= 0) & (up < 0)) | ((value >= 1) & (up > 0) & free)
+    up = up.masked_fill(blocked, 0.0)
+    move = adam[0].direction(up)
+    size: Tensor | float = limit
+    if missing is not None:
+        rise = (up * move).sum(1)
+        size = torch.where(rise > 0, missing / rise.clamp(min=1e-30), limit).clamp(min=0.0, max=limit)[
+            :, None
+        ]
+    value = value + size * (move * scale if imposed else move)
+    top = torch.where(free, 1.0, torch.inf).to(value) if imposed else 1.0
+    value = value.clamp(min=0).clamp(max=top)
+    own = ascent.dual.targets.constant.shape[1]
+    if weight.shape[1] > 1:
+        step = limit * adam[1].direction(up_weight)
+        mixed = weight[:, :own] if own == 1 else _simplex_step(weight[:, :own], step[:, :own])
+        weight = torch.cat([mixed, (weight[:, own:] + step[:, own:]).clamp(min=0)], 1)
+    return value, weight
+
+
+def _legal(start: Branches, value: Tensor, weight: Tensor, own: int) -> Branches:
+    """Branches of multipliers that are valid in double precision too."""
+    free = start.sign == 0
+    value, weight = (torch.nan_to_num(part, 0.0, 0.0, 0.0).clamp(min=0) for part in (value, weight))
+    mixed = weight[:, :own] / weight[:, :own].sum(1, keepdim=True)
+    return Branches(
+        start.group,
+        start.sign,
+        torch.where(free, value, start.alpha).clamp(0, 1),
+        torch.where(free, 0.0, value),
+        torch.cat([mixed, weight[:, own:]], 1),
+    )
+
+
+def _simplex_step(weight: Tensor, step: Tensor) -> Tensor:
+    """Multiplicative step on the simplex; zero entries (padding) stay zero."""
+    scaled = weight * step.exp()
+    return scaled / scaled.sum(1, keepdim=True)
+
+
+def _working(dual: Dual) -> Dual:
+    """The same in single precision, on the inputs' box moved to [-1, 1], where the network is large."""
+    folded, targets = dual.folded, dual.targets
+    if folded.inputs.norm != "linf" or folded.input_rows.numel() < SINGLE:
+        return dual
+    return Dual(folded.single(), targets.single(folded.inputs))
