@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from attacks.deepfool import DeepFool, Rivals
+from attacks.deepfool import GROWTH, DeepFool, Rivals
 from defenses.zoo import ModelName, load
 from models.data import load_data
 from models.errors import UserError
@@ -176,11 +176,11 @@ def test_a_class_comes_back_with_time_and_with_its_gap():
     rivals, live = Rivals(torch.zeros(1, 4), 3, tangent=False), torch.zeros(1, dtype=torch.int64)
     others, near = torch.tensor([[1, 2]]), torch.tensor([[1.0, 1.0]])
     assert bool(rivals.possible(live, others, near).all())
-    rivals.measured(live, others, torch.tensor([[1.0, 0.02]]))
+    rivals.measured(live, others, torch.tensor([[1.0, GROWTH**-3.5]]))
     asked = []
-    for _ in range(3):  # Boundaries at 1 and 50: after three steps the second slope may be 27 times steeper.
+    for _ in range(3):  # The second boundary is GROWTH^3.5 times as far: three steps may bring it near.
         asked.append(rivals.possible(live, others, near)[0].tolist())
         rivals.measured(live, others[:, :1], torch.tensor([[1.0]]))
     assert asked == [[True, False], [True, False], [True, True]]
-    rivals.measured(live, others, torch.tensor([[1.0, 0.02]]))
-    assert bool(rivals.possible(live, others, torch.tensor([[1.0, 0.1]])).all())
+    rivals.measured(live, others, torch.tensor([[1.0, GROWTH**-3.5]]))
+    assert bool(rivals.possible(live, others, torch.tensor([[1.0, GROWTH**-2]])).all())
