@@ -186,12 +186,12 @@ class DeepFool(Attack):
 
     Each step goes to the nearest boundary of the model linearised at the current point; in linf
     and l1 lengths are measured in the dual norm. `classes` candidates, the label among them, are
-    linearised at the first step, later only those whose boundary can be the nearest: two thirds of the
-    passes for the same points, as long as no slope changes sixfold in one step. The paper has no
-    box: here every point is clipped to it, and the walk goes on where the clip undid the success. With
-    `tangent` a step leaves out the entries that a bound blocks, and a walk needs a fifth of the passes
-    for points some 5 % farther; l1, whose
-    step has one entry alone, always does so, the other norms in their last fifth of `steps`.
+    linearised at the first step, later only those whose boundary can be the nearest: fewer passes for
+    the same points, as long as no slope changes sixfold in one step. The paper has no box: here every
+    point is clipped to it, and the walk goes on where the clip undid the success. With `tangent` a step
+    leaves out the entries that a bound blocks, and a walk needs a fifth of the passes for points some
+    5 % farther; l1, whose step has one entry alone, always does so, the other norms in their last fifth
+    of `steps`.
     `halvings` > 0 bisects the way back towards x, which the paper does not: leave it 0 to compare
     with published numbers. With an eps, a point farther than eps is handed over projected on the
     ball; a failed search hands over the clean input.

@@ -157,6 +157,12 @@ def _carried_out(
     return point, threat.distance(batch.x, point), threat.contains(batch.x, point)
 
 
+def check_seconds(seconds: float) -> None:
+    """Raises UserError for a time limit that leaves no time."""
+    if not seconds > 0:
+        raise UserError(f"a time limit of {seconds:g} s leaves no time: give a positive one")
+
+
 def proves(lower: Tensor, logits: Tensor, tolerance: float) -> Tensor:
     """Whether bounds (n, classes), +inf in the label's column, certify: above tolerance max(1, max |z|)."""
     return lower.amin(1) > tolerance * logits.double().abs().amax(1).clamp(min=1.0)

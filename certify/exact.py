@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from certify.base import Certifier, Decision, register_certifier
+from certify.base import Certifier, Decision, check_seconds, register_certifier
 from certify.graph import Graph, trace
 from certify.ibp import interval_margins
 from certify.prepare import check_agreement, check_finite, prepare
@@ -36,8 +36,7 @@ def settle(network: nn.Module, prop: Property, *, seconds: float, seed: int = 0)
     traced operations', or, naming it, an operation that is not understood.
     """
     started = time.monotonic()
-    if not seconds > 0:
-        raise UserError(f"a time limit of {seconds:g} s leaves no time: give a positive one")
+    check_seconds(seconds)
     region = Region(low=prop.lower.double()[None], high=prop.upper.double()[None])
     model = Classifier(network, num_classes=prop.clauses[0].rows.shape[1], box=region.box)
     with frozen(model):
@@ -89,9 +88,8 @@ class Exact(Certifier):
     tightened bounds, branch and bound on ReLU phases with optimised multipliers (beta-CROWN) and a
     descent in every open branch, the same clause by clause with every neuron bounded again in every branch
     under the assumption that the clause fails (INVPROP), and a mixed-integer program that looks for
-    witnesses. Proofs
-    are dual bounds in double precision, so that a margin may be smaller than what other
-    certificates ask for (`tolerance`); no solver's word is taken. Networks of the ReLU family with max
+    witnesses. Proofs are dual bounds in double precision, so that a margin may be smaller than what
+    other certificates ask for (`tolerance`); no solver's word is taken. Networks of the ReLU family with max
     pooling; others are settled by the first steps only.
     Source: Wang et al. 2021, 2103.06624; Kotha et al. 2023, 2302.01404; Tjeng et al. 2019, 1711.07356.
     """
@@ -103,8 +101,7 @@ class Exact(Certifier):
     seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        if not self.seconds > 0:
-            raise UserError(f"a time limit of {self.seconds:g} s leaves no time: give a positive one")
+        check_seconds(self.seconds)
 
     def bound(self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness) -> Tensor:
         return self.decide(model, batch, threat, randomness).lower

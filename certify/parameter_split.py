@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from certify.backward import adaptive_slope, margins, parallel_slope, relax
-from certify.base import Certifier, Decision, register_certifier
+from certify.base import Certifier, Decision, check_seconds, register_certifier
 from certify.graph import Graph
 from certify.ibp import interval_margins
 from certify.prepare import prepare
@@ -164,8 +164,7 @@ class ParameterSplit(Certifier):
     cells: int = 20_000
 
     def __post_init__(self) -> None:
-        if not self.seconds > 0:
-            raise UserError(f"a time limit of {self.seconds:g} s leaves no time: give a positive one")
+        check_seconds(self.seconds)
         if self.cells < 1:
             raise UserError(f"cells must be at least 1, not {self.cells}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from attacks import deepfool
 from attacks.access import GradientAccess
 from attacks.universal import Universal
 from attacks.universal_sgd import UniversalSGD
@@ -21,15 +22,17 @@ def fooling(result) -> float:
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 4.0)])
-def test_it_fools_held_out_images_no_less_than_deepfools_in_fewer_passes(norm, eps):
+def test_it_fools_held_out_images_no_less_than_deepfools_in_fewer_passes(norm, eps, monkeypatch):
     model, data = load(ModelName.parse("fc500-150-10")), load_data("mnist5k")
     panel, threat = data.panel(None), ThreatModel(norm, eps)
     batch, aside = data.batch(panel[:300]), data.batch(panel[-300:])
     fast = UniversalSGD().run(model, batch, threat, Randomness(0), aside)
+    # DeepFool as published linearises every class at every step.
+    monkeypatch.setattr(deepfool, "GROWTH", 1e9)
     slow = Universal(passes=2).run(model, batch, threat, Randomness(0), aside)
     assert float(vector_norm(fast.artifacts["perturbation"].double(), norm)) <= eps
     assert fooling(fast) >= fooling(slow)
-    assert fast.shared_forward + fast.shared_backward < 0.6 * (slow.shared_forward + slow.shared_backward)
+    assert fast.shared_forward + fast.shared_backward < 0.5 * (slow.shared_forward + slow.shared_backward)
     noise = threat.steepest(Randomness(1).normal(torch.zeros(1, dtype=torch.int64), batch.x.shape[1:])) * eps
     moved = threat.project(batch.x, batch.x + noise)
     random = float((model.logits(moved).argmax(1) != batch.y)[fast.clean].float().mean())

@@ -76,7 +76,7 @@ def test_no_point_that_satisfies_the_phases_is_below_the_bound(norm, seed, leak)
 @pytest.mark.parametrize("norm", EPS)
 def test_the_ascent_is_the_derivative(norm, seed):
     _, _, folded, targets = a_folded_network(norm, seed, 0.1)
-    dual, branches = Dual(folded, targets), random_branches(folded, targets, seed)
+    dual, branches = Dual(folded, targets), random_branches(folded, targets, seed, 60)
     branches.alpha = 0.1 + 0.8 * branches.alpha
     ascent = Ascent(dual, branches)
     value, weight = torch.where(branches.sign == 0, branches.alpha, branches.beta), branches.weight
@@ -95,7 +95,7 @@ def test_the_ascent_is_the_derivative(norm, seed):
             close = (found - slope[real, column]).abs() <= 1e-4 * (1 + found.abs())
             checked, equal = checked + len(found), equal + int(close.sum())
     # The bound has kinks, where the two differ: they are few.
-    assert checked > 200
+    assert checked > 300
     assert equal >= 0.99 * checked
 
 
