@@ -13,6 +13,7 @@ from certify.graph import Graph
 from certify.ibp import IntervalPass, margin_rows
 from certify.rules.activation import Activation
 from certify.rules.operation import Affine, Pulled, Relaxed, pull_overlap
+from certify.windows import View, Windows, views
 from models.threat import ThreatModel
 
 # Small enough for the rows of one chunk to stay near the cache, and far below any memory limit.
@@ -73,13 +74,14 @@ class Relaxation:
 
     def range(self, node: int, rows: Tensor) -> Interval:
         """Bounds (n, k) on rows . value(node) from both sides."""
-        if self._antisymmetric(node):
+        if self.antisymmetric(node):
             return self._pass(node, rows, both=True)
         lower = self._pass(node, torch.cat([rows, -rows], 1), both=False).lower
         below, above = lower.chunk(2, 1)
         return Interval(below, -above)
 
-    def _antisymmetric(self, node: int) -> bool:
+    def antisymmetric(self, node: int) -> bool:
+        """Whether rows and -rows over `node` pull back to rows of opposite sign."""
         operations = ((i, self.graph.nodes[i].operation) for i in range(1, node + 1))
         relaxed = [(i, operation) for i, operation in operations if isinstance(operation, Relaxed)]
         free = {*self.alpha, *self.overlap}
@@ -175,6 +177,11 @@ def relax(
 
 def _bound_entries(relaxation: Relaxation, node: int, wanted: Tensor, known: Interval | None) -> Interval:
     """Linear bounds on the wanted entries (n, *shape) of a node; others stay as known."""
+    if known is not None and not bool(wanted.any()):
+        return known
+    seen = views(relaxation.graph, relaxation.x, node)
+    if seen is not None:
+        return _through_windows(relaxation, node, wanted, known, seen)
     mask = wanted.flatten(1)
     lower = mask.new_full(mask.shape, -torch.inf, dtype=relaxation.x.dtype)
     upper = -lower
@@ -194,6 +201,22 @@ def _bound_entries(relaxation: Relaxation, node: int, wanted: Tensor, known: Int
         pieces.append((below, above))
     below, above = (torch.cat(part).reshape(wanted.shape) for part in zip(*pieces, strict=True))
     return Interval(below, above)
+
+
+def _through_windows(
+    relaxation: Relaxation, node: int, wanted: Tensor, known: Interval | None, seen: Mapping[int, View]
+) -> Interval:
+    """`_bound_entries` for a node whose entries see a small part of the input each."""
+    windows = Windows(
+        relaxation.graph, relaxation.x, relaxation.threat, relaxation.bounds, relaxation.alpha, seen,
+        symmetric=relaxation.antisymmetric(node),
+    )  # fmt: skip
+    found = windows.range(wanted)
+    if known is None:
+        return Interval(found.lower.reshape(wanted.shape), found.upper.reshape(wanted.shape))
+    return Interval(
+        known.lower.masked_scatter(wanted, found.lower), known.upper.masked_scatter(wanted, found.upper)
+    )
 
 
 def _entry_rows(relaxation: Relaxation, node: int, wanted: int) -> Pick:

@@ -21,6 +21,9 @@ from models.errors import NotApplicable, UserError
 # Covers the rounding of singular values in double precision.
 ROUNDING = 1 + 1e-9
 
+# So many rows use a weight before copying it costs less than multiplying by it.
+WORTH = 32
+
 Read = Callable[[], Tensor]
 
 
@@ -54,7 +57,16 @@ class Linear(Affine):
         return constants[0] * ROUNDING * torch.linalg.matrix_norm(weight, 2)
 
     def transpose(self, rows: Tensor, *shapes: torch.Size) -> tuple[Tensor, ...]:
-        return (rows @ self.weight(),)
+        weight = self.weight()
+        if rows.dim() == 3 and rows.shape[1] > WORTH and not torch.is_grad_enabled():
+            # Behind dead neurons every row is zero: their share of the product is left out.
+            alive = (rows != 0).any(1)
+            most = int(alive.sum(1).amax())
+            if rows.shape[1] * (rows.shape[2] - most) > WORTH * most:
+                places = alive.to(torch.int8).topk(most, dim=1).indices
+                used = rows.gather(2, places[:, None, :].expand(-1, rows.shape[1], -1))
+                return (used @ weight[places],)
+        return (rows @ weight,)
 
     def constant(self, rows: Tensor) -> Tensor | float:
         bias = self.bias()

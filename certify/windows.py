@@ -1,0 +1,276 @@
+"""Linear bounds on single entries of a convolutional layer, each through the window that it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from certify.bounds import Interval, dot, range_over_threat
+from certify.graph import Graph
+from certify.rules.activation import Activation
+from certify.rules.arithmetic import ScaleShift, Sum
+from certify.rules.linear import Conv2d
+from certify.rules.operation import Affine, Lines, folded, pull_lines
+from models.enclosure import Enclosure
+from models.threat import ThreatModel
+
+# A window of more than this share of its plane costs as much as the plane.
+SHARE = 0.75
+
+# Rows of one chunk stay near the cache.
+CHUNK = 2 * 2**20
+
+# A convolution over windows this small is faster as one matrix of this many entries at most.
+TABLE = 2**18
+
+
+@dataclass(frozen=True)
+class View:
+    """Where the entries at position p see a node: from stride p + shift, for size entries, by axis."""
+
+    stride: tuple[int, int] = (1, 1)
+    shift: tuple[int, int] = (0, 0)
+    size: tuple[int, int] = (1, 1)
+
+    def before(self, conv: Conv2d) -> View:
+        """The same, seen through a convolution."""
+        kernel = conv.weight().shape[-2:]
+        axes = range(2)
+        return View(
+            _two(self.stride[a] * conv.stride[a] for a in axes),
+            _two(self.shift[a] * conv.stride[a] - conv.padding[a] for a in axes),
+            _two((self.size[a] - 1) * conv.stride[a] + conv.dilation[a] * (kernel[a] - 1) + 1 for a in axes),
+        )
+
+    def joined(self, other: View) -> View:
+        """The smallest view that holds both, which have the same stride."""
+        shift = _two(map(min, self.shift, other.shift))
+        ends = [max(v.shift[a] + v.size[a] for v in (self, other)) for a in range(2)]
+        return View(self.stride, shift, _two(end - start for end, start in zip(ends, shift, strict=True)))
+
+    def indices(self, axis: int, position: Tensor) -> Tensor:
+        """The places (m, size) along an axis that positions (m,) see, some of them outside the plane."""
+        start = position * self.stride[axis] + self.shift[axis]
+        return start[:, None] + torch.arange(self.size[axis], device=position.device)
+
+
+def _two(values: Iterable[int]) -> tuple[int, int]:
+    first, second = values
+    return first, second
+
+
+def views(graph: Graph, x: Tensor, node: int) -> dict[int, View] | None:
+    """What an entry of `node` sees of every node before it; None where windows do not pay or do not apply.
+
+    They apply to convolutions, sums, activations and constants that are the same all over a plane.
+    """
+    shapes = graph.shapes(x)
+    if len(shapes[node]) != 3:
+        return None
+    found = {node: View()}
+    for i in range(node, 0, -1):
+        if i not in found:
+            continue
+        view, operation = found[i], graph.nodes[i].operation
+        if isinstance(operation, Conv2d):
+            view = view.before(operation)
+        elif not (isinstance(operation, Activation | Sum) or _uniform(operation, x, shapes[i])):
+            return None
+        for j in graph.nodes[i].inputs:
+            if len(shapes[j]) != 3 or (j in found and found[j].stride != view.stride):
+                return None
+            found[j] = found[j].joined(view) if j in found else view
+            if found[j].size[0] * found[j].size[1] > SHARE * shapes[j][1] * shapes[j][2]:
+                return None
+    return found if 0 in found else None
+
+
+def _uniform(operation: object, x: Tensor, shape: torch.Size) -> bool:
+    if not isinstance(operation, ScaleShift):
+        return False
+    parts = operation.parts(x.new_zeros(1, *shape))
+    return all(size == 1 for part in parts for size in part.shape[-2:])
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A network around x as single entries see it: `seen` says where, bounds and alpha are as in Relaxation.
+
+    `symmetric` says that a row's bound from above is its negative's from below, pulled alike.
+    """
+
+    graph: Graph
+    x: Tensor
+    threat: ThreatModel
+    bounds: Mapping[int, Interval]
+    alpha: Mapping[int, Tensor]
+    seen: Mapping[int, View]
+    symmetric: bool
+    _tables: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    _known: dict[int, Lines] = field(default_factory=dict, repr=False)
+
+    def range(self, wanted: Tensor) -> Interval:
+        """Bounds (m,) on the wanted entries (n, c, h, w) of the last node seen, in `nonzero` order."""
+        entries = wanted.nonzero()
+        shapes = self.graph.shapes(self.x)
+        widest = max(shapes[i][0] * view.size[0] * view.size[1] for i, view in self.seen.items())
+        pieces = [self._range(piece) for piece in entries.split(max(1, CHUNK // (8 * widest)))]
+        return Interval(
+            torch.cat([piece.lower for piece in pieces]), torch.cat([piece.upper for piece in pieces])
+        )
+
+    def _range(self, entries: Tensor) -> Interval:
+        plane, below, above = self._to_input(entries)
+        ends = self._over_threat(plane, entries)
+        lower, upper = ends.lower + below, ends.upper + above
+        if self.symmetric:
+            return Interval(lower[:, 0], upper[:, 0])
+        return Interval(lower[:, 0], -lower[:, 1])
+
+    def _to_input(self, entries: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:
+        """Rows over the input's windows (m, k, c, h, w), and what is added to them below and above."""
+        last, rows, constant = self._start(entries)
+        pending = {last: rows}
+        below: Tensor | float = constant
+        above: Tensor | float = constant
+        for i in range(last, 0, -1):
+            if i not in pending:
+                continue
+            rows = self._inside(i, pending.pop(i), entries)
+            operation, inputs = self.graph.nodes[i].operation, self.graph.nodes[i].inputs
+            if isinstance(operation, Affine):
+                constant = operation.constant(rows)
+                below, above = below + constant, above + constant
+                parts = self._back(i, rows)
+            else:
+                pulled = pull_lines(rows, self._lines(i, entries), both=self.symmetric)
+                below, parts = below + pulled.constant, (pulled.rows,)
+                above = above if pulled.opposite is None else above - pulled.opposite
+            seen = self.seen[i].before(operation) if isinstance(operation, Conv2d) else self.seen[i]
+            for j, part in zip(inputs, parts, strict=True):
+                part = _padded(part, seen, self.seen[j])
+                pending[j] = pending[j] + part if j in pending else part
+        return self._inside(0, pending[0], entries), below, above
+
+    def _start(self, entries: Tensor) -> tuple[int, Tensor, Tensor | float]:
+        """The node that rows start over, the rows (m, k, c, h, w), and their constant.
+
+        They start behind the affine operations that come first, whose rows depend on the channel alone.
+        """
+        last, channels = max(self.seen), self.graph.shapes(self.x)[max(self.seen)][0]
+        rows = torch.eye(channels, dtype=self.x.dtype, device=self.x.device)
+        rows = rows.reshape(channels, 1, channels, 1, 1)
+        rows = rows if self.symmetric else torch.cat([rows, -rows], 1)
+        constant: Tensor | float = 0.0
+        while self.seen[last].size == (1, 1) and last:
+            operation, inputs = self.graph.nodes[last].operation, self.graph.nodes[last].inputs
+            if not isinstance(operation, Conv2d | ScaleShift) or self._sees_apart(last, inputs[0]):
+                break
+            constant = constant + operation.constant(rows)
+            (rows,) = _transposed(operation, rows)
+            last = inputs[0]
+        channel = entries[:, 1]
+        return last, rows[channel], constant[channel] if isinstance(constant, Tensor) else constant
+
+    def _back(self, node: int, rows: Tensor) -> tuple[Tensor, ...]:
+        """`_transposed`, a convolution of small windows by its matrix."""
+        operation, shape = self.graph.nodes[node].operation, rows.shape[2:]
+        assert isinstance(operation, Affine)
+        if not isinstance(operation, Conv2d):
+            return _transposed(operation, rows)
+        seen = self.seen[node].before(operation).size
+        behind = (operation.weight().shape[1] * operation.groups, *seen)
+        if shape.numel() * torch.Size(behind).numel() > TABLE:
+            return _transposed(operation, rows)
+        if node not in self._tables:
+            everything = torch.eye(shape.numel(), dtype=rows.dtype, device=rows.device)
+            self._tables[node] = _transposed(operation, everything.reshape(-1, 1, *shape))[0].flatten(1)
+        return ((rows.flatten(2) @ self._tables[node]).unflatten(2, behind),)
+
+    def _sees_apart(self, node: int, source: int) -> bool:
+        """Whether `source` is seen along another way than through `node` too."""
+        users = [i for i in self.seen if source in self.graph.nodes[i].inputs]
+        return users != [node]
+
+    def _inside(self, node: int, rows: Tensor, entries: Tensor) -> Tensor:
+        """The same without what lies outside the node's plane."""
+        for axis in range(2):
+            length = self.graph.shapes(self.x)[node][1 + axis]
+            places = self.seen[node].indices(axis, entries[:, 2 + axis])
+            within = (places >= 0) & (places < length)
+            if not bool(within.all()):
+                shape = (len(entries), 1, 1, -1, 1) if axis == 0 else (len(entries), 1, 1, 1, -1)
+                rows = rows * within.reshape(shape)
+        return rows
+
+    def _gather(self, node: int, values: Tensor, entries: Tensor) -> Tensor:
+        """The windows (m, c, h, w) of values (n, c, H, W) at a node, zero outside the plane."""
+        places = [self.seen[node].indices(axis, entries[:, 2 + axis]) for axis in range(2)]
+        margin = [
+            (max(0, -int(part.min())), max(0, int(part.max()) + 1 - length))
+            for part, length in zip(places, values.shape[2:], strict=True)
+        ]
+        padded = F.pad(values, (*margin[1], *margin[0]))
+        size = self.seen[node].size
+        table = padded.unfold(2, size[0], 1).unfold(3, size[1], 1)
+        top, left = (part[:, 0] + before for part, (before, _) in zip(places, margin, strict=True))
+        return table.permute(0, 2, 3, 1, 4, 5)[entries[:, 0], top, left]
+
+    def _lines(self, node: int, entries: Tensor) -> Lines:
+        """An activation's lines in the windows."""
+        operation, source = self.graph.nodes[node].operation, self.graph.nodes[node].inputs[0]
+        assert isinstance(operation, Activation)
+        if node not in self._known:
+            self._known[node] = operation.lines(self.bounds[source], self.alpha.get(node))
+        whole = self._known[node]
+        upper = self._gather(source, whole.upper_slope, entries)
+        return Lines(
+            upper if whole.parallel else self._gather(source, whole.lower_slope, entries),
+            None if whole.lower_intercept is None else self._gather(source, whole.lower_intercept, entries),
+            upper,
+            self._gather(source, whole.upper_intercept, entries),
+            whole.parallel,
+        )
+
+    def _over_threat(self, plane: Tensor, entries: Tensor) -> Interval:
+        """`range_over_threat` of rows over windows."""
+        if self.threat.norm == "linf" and not isinstance(self.threat, Enclosure):
+            box = Interval(*(self._gather(0, end, entries) for end in self.threat.bounds(self.x)))
+            return Interval.around(dot(plane, box.centre), dot(plane.abs(), box.radius))
+        samples = entries[:, 0]
+        return range_over_threat(self._whole(plane, entries), self.x[samples], self.threat.select(samples))
+
+    def _whole(self, plane: Tensor, entries: Tensor) -> Tensor:
+        """Rows over windows as rows over the whole input."""
+        shape = self.graph.shapes(self.x)[0]
+        places = [
+            self.seen[0].indices(axis, entries[:, 2 + axis]).clamp(0, shape[1 + axis] - 1)
+            for axis in range(2)
+        ]
+        flat = (places[0][:, :, None] * shape[2] + places[1][:, None, :]).flatten(1)
+        rows = plane.new_zeros(*plane.shape[:2], shape[0], shape[1] * shape[2])
+        index = flat[:, None, None, :].expand(*plane.shape[:3], -1)
+        return rows.scatter_add(3, index, plane.flatten(3)).unflatten(3, shape[1:])
+
+
+def _transposed(operation: Affine, rows: Tensor) -> tuple[Tensor, ...]:
+    """Rows over an operation's windows as rows over its inputs' windows."""
+    if not isinstance(operation, Conv2d):
+        return operation.transpose(rows)
+    back = F.conv_transpose2d(
+        folded(rows), operation.weight(), None, operation.stride, 0, 0, operation.groups, operation.dilation
+    )
+    return (back.unflatten(0, rows.shape[:2]),)
+
+
+def _padded(rows: Tensor, seen: View, wanted: View) -> Tensor:
+    """Rows over the windows of one view as rows over those of a larger one."""
+    if seen == wanted:
+        return rows
+    before = [seen.shift[a] - wanted.shift[a] for a in range(2)]
+    after = [wanted.size[a] - seen.size[a] - before[a] for a in range(2)]
+    return F.pad(rows, (before[1], after[1], before[0], after[0]))
