@@ -13,7 +13,8 @@ from certify.graph import Graph
 from certify.ibp import IntervalPass, margin_rows
 from certify.rules.activation import Activation
 from certify.rules.operation import Affine, Pulled, Relaxed, pull_overlap
-from certify.windows import View, Windows, views
+from certify.view import View, views
+from certify.windows import Windows
 from models.threat import ThreatModel
 
 # Small enough for the rows of one chunk to stay near the cache, and far below any memory limit.

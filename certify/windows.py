@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -12,88 +12,19 @@ from torch import Tensor
 from certify.bounds import Interval, dot, range_over_threat
 from certify.graph import Graph
 from certify.rules.activation import Activation
-from certify.rules.arithmetic import ScaleShift, Sum
+from certify.rules.arithmetic import ScaleShift
 from certify.rules.linear import Conv2d
-from certify.rules.operation import Affine, Lines, folded, pull_lines
+from certify.rules.operation import Affine, Lines, Pulled, folded, pull_lines
+from certify.rules.pooling import AveragePool, MaxPool, pull_winners
+from certify.view import View
 from models.enclosure import Enclosure
 from models.threat import ThreatModel
-
-# A window of more than this share of its plane costs as much as the plane.
-SHARE = 0.75
 
 # Rows of one chunk stay near the cache.
 CHUNK = 2 * 2**20
 
 # A convolution over windows this small is faster as one matrix of this many entries at most.
 TABLE = 2**18
-
-
-@dataclass(frozen=True)
-class View:
-    """Where the entries at position p see a node: from stride p + shift, for size entries, by axis."""
-
-    stride: tuple[int, int] = (1, 1)
-    shift: tuple[int, int] = (0, 0)
-    size: tuple[int, int] = (1, 1)
-
-    def before(self, conv: Conv2d) -> View:
-        """The same, seen through a convolution."""
-        kernel = conv.weight().shape[-2:]
-        axes = range(2)
-        return View(
-            _two(self.stride[a] * conv.stride[a] for a in axes),
-            _two(self.shift[a] * conv.stride[a] - conv.padding[a] for a in axes),
-            _two((self.size[a] - 1) * conv.stride[a] + conv.dilation[a] * (kernel[a] - 1) + 1 for a in axes),
-        )
-
-    def joined(self, other: View) -> View:
-        """The smallest view that holds both, which have the same stride."""
-        shift = _two(map(min, self.shift, other.shift))
-        ends = [max(v.shift[a] + v.size[a] for v in (self, other)) for a in range(2)]
-        return View(self.stride, shift, _two(end - start for end, start in zip(ends, shift, strict=True)))
-
-    def indices(self, axis: int, position: Tensor) -> Tensor:
-        """The places (m, size) along an axis that positions (m,) see, some of them outside the plane."""
-        start = position * self.stride[axis] + self.shift[axis]
-        return start[:, None] + torch.arange(self.size[axis], device=position.device)
-
-
-def _two(values: Iterable[int]) -> tuple[int, int]:
-    first, second = values
-    return first, second
-
-
-def views(graph: Graph, x: Tensor, node: int) -> dict[int, View] | None:
-    """What an entry of `node` sees of every node before it; None where windows do not pay or do not apply.
-
-    They apply to convolutions, sums, activations and constants that are the same all over a plane.
-    """
-    shapes = graph.shapes(x)
-    if len(shapes[node]) != 3:
-        return None
-    found = {node: View()}
-    for i in range(node, 0, -1):
-        if i not in found:
-            continue
-        view, operation = found[i], graph.nodes[i].operation
-        if isinstance(operation, Conv2d):
-            view = view.before(operation)
-        elif not (isinstance(operation, Activation | Sum) or _uniform(operation, x, shapes[i])):
-            return None
-        for j in graph.nodes[i].inputs:
-            if len(shapes[j]) != 3 or (j in found and found[j].stride != view.stride):
-                return None
-            found[j] = found[j].joined(view) if j in found else view
-            if found[j].size[0] * found[j].size[1] > SHARE * shapes[j][1] * shapes[j][2]:
-                return None
-    return found if 0 in found else None
-
-
-def _uniform(operation: object, x: Tensor, shape: torch.Size) -> bool:
-    if not isinstance(operation, ScaleShift):
-        return False
-    parts = operation.parts(x.new_zeros(1, *shape))
-    return all(size == 1 for part in parts for size in part.shape[-2:])
 
 
 @dataclass(frozen=True)
@@ -112,6 +43,7 @@ class Windows:
     symmetric: bool
     _tables: dict[int, Tensor] = field(default_factory=dict, repr=False)
     _known: dict[int, Lines] = field(default_factory=dict, repr=False)
+    _chosen: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def range(self, wanted: Tensor) -> Interval:
         """Bounds (m,) on the wanted entries (n, c, h, w) of the last node seen, in `nonzero` order."""
@@ -147,10 +79,10 @@ class Windows:
                 below, above = below + constant, above + constant
                 parts = self._back(i, rows)
             else:
-                pulled = pull_lines(rows, self._lines(i, entries), both=self.symmetric)
+                pulled = self._pull(i, rows, entries)
                 below, parts = below + pulled.constant, (pulled.rows,)
                 above = above if pulled.opposite is None else above - pulled.opposite
-            seen = self.seen[i].before(operation) if isinstance(operation, Conv2d) else self.seen[i]
+            seen = self.seen[i].before(operation)
             for j, part in zip(inputs, parts, strict=True):
                 part = _padded(part, seen, self.seen[j])
                 pending[j] = pending[j] + part if j in pending else part
@@ -220,6 +152,22 @@ class Windows:
         top, left = (part[:, 0] + before for part, (before, _) in zip(places, margin, strict=True))
         return table.permute(0, 2, 3, 1, 4, 5)[entries[:, 0], top, left]
 
+    def _pull(self, node: int, rows: Tensor, entries: Tensor) -> Pulled:
+        """`Relaxed.pull` in the windows."""
+        operation, source = self.graph.nodes[node].operation, self.graph.nodes[node].inputs[0]
+        if isinstance(operation, Activation):
+            return pull_lines(rows, self._lines(node, entries), both=self.symmetric)
+        assert isinstance(operation, MaxPool)
+        if node not in self._chosen:
+            self._chosen[node] = operation.chosen(self.bounds[source])
+        place, decided, most = (self._gather(node, part, entries) for part in self._chosen[node])
+        before, width = self.seen[source], self.graph.shapes(self.x)[source][2]
+        top, left = (before.indices(axis, entries[:, 2 + axis])[:, :1, None, None] for axis in range(2))
+        local = (place // width - top) * before.size[1] + place % width - left
+        # Beyond the plane there is no winner, and no row to pass on.
+        local = local.clamp(0, before.size[0] * before.size[1] - 1)
+        return pull_winners(rows, local, decided, most, before.size)
+
     def _lines(self, node: int, entries: Tensor) -> Lines:
         """An activation's lines in the windows."""
         operation, source = self.graph.nodes[node].operation, self.graph.nodes[node].inputs[0]
@@ -259,6 +207,9 @@ class Windows:
 
 def _transposed(operation: Affine, rows: Tensor) -> tuple[Tensor, ...]:
     """Rows over an operation's windows as rows over its inputs' windows."""
+    if isinstance(operation, AveragePool):
+        size = View(size=(rows.shape[3], rows.shape[4])).before(operation).size
+        return replace(operation, padding=(0, 0)).transpose(rows, torch.Size((rows.shape[2], *size)))
     if not isinstance(operation, Conv2d):
         return operation.transpose(rows)
     back = F.conv_transpose2d(

@@ -156,19 +156,28 @@ class MaxPool(Relaxed):
         inside = marks[..., self.padding[0] :, self.padding[1] :]
         return inside[..., :height, :width] > 0
 
-    def pull(self, rows: Tensor, bounds: Interval, alpha: Tensor | None, both: bool = False) -> Pulled:
+    def chosen(self, bounds: Interval) -> tuple[Tensor, Tensor, Tensor]:
+        """Per output: its winner's place in the plane, whether no other may win, and the top upper bound."""
         winner, floor, rest = self._winners(bounds)
         height, width = bounds.lower.shape[-2:]
-        grid = torch.arange(height * width, device=rows.device, dtype=rows.dtype).reshape(1, 1, height, width)
+        grid = torch.arange(height * width, device=rest.device, dtype=rest.dtype).reshape(1, 1, height, width)
         places = self._windows(grid, 0.0).to(torch.int64).expand(*winner.shape[:2], -1, -1)
-        place = places.gather(2, winner).squeeze(2)
-        decided = (floor >= rest).reshape(winner.shape[0], *rows.shape[2:])
-        through = torch.where(decided.unsqueeze(1), rows, rows.clamp(min=0))
-        constant = dot(rows - through, self.forward(bounds.upper))
-        flat = through.flatten(3)
-        back = flat.new_zeros(*flat.shape[:3], height * width)
-        back = back.scatter_add(3, place.unsqueeze(1).expand_as(flat), flat)
-        return Pulled(back.unflatten(3, (height, width)), constant)
+        most = self.forward(bounds.upper)
+        return (places.gather(2, winner).reshape(most.shape), (floor >= rest).reshape(most.shape), most)
+
+    def pull(self, rows: Tensor, bounds: Interval, alpha: Tensor | None, both: bool = False) -> Pulled:
+        height, width = bounds.lower.shape[-2:]
+        return pull_winners(rows, *self.chosen(bounds), (height, width))
+
+
+def pull_winners(rows: Tensor, place: Tensor, decided: Tensor, most: Tensor, size: Pair) -> Pulled:
+    """`Relaxed.pull` for max pooling of planes of `size`, given what `MaxPool.chosen` says of each output."""
+    through = torch.where(decided.unsqueeze(1), rows, rows.clamp(min=0))
+    constant = dot(rows - through, most)
+    flat = through.flatten(3)
+    back = flat.new_zeros(*flat.shape[:3], size[0] * size[1])
+    back = back.scatter_add(3, place.flatten(2).unsqueeze(1).expand_as(flat), flat)
+    return Pulled(back.unflatten(3, size), constant)
 
 
 def _window(call: Call, given: dict[str, Any]) -> tuple[Pair, Pair, Pair]:
