@@ -32,8 +32,8 @@ CERTIFICATE_ORDER = ("ibp", "polytope", "crown", "alpha-crown", "parameter-split
 COLUMNS = ["index", "judge", "kind", "success", "distance", "lower", "certified", "seconds"]
 # Under a time limit, pieces are as large as a quarter of what is left of it allows, and no larger than this.
 PIECE = 64
-# Multiplications an image: ten seconds of a core. `lenet` takes a fifth of it, a ResNet-18 ten times as much.
-AFFORDABLE = 2e11
+# Multiplications an image: some six seconds of a core. `lenet` takes a sixth of it.
+AFFORDABLE = 1e10
 J = TypeVar("J", Attack, Certifier)
 
 

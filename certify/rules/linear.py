@@ -21,8 +21,8 @@ from models.errors import NotApplicable, UserError
 # Covers the rounding of singular values in double precision.
 ROUNDING = 1 + 1e-9
 
-# So many rows use a weight before copying it costs less than multiplying by it.
-WORTH = 32
+# Copying a weight costs as much as multiplying so many rows by it.
+WORTH = 96
 
 Read = Callable[[], Tensor]
 

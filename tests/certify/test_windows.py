@@ -7,8 +7,10 @@ from torch import nn
 
 import certify.backward
 from certify.backward import adaptive_slope, margins, parallel_slope, relax
+from certify.effort import backward_multiplications
 from certify.graph import trace
 from certify.view import SHARE, View, views
+from models.base import Batch, Classifier
 from models.region import Region
 from models.threat import Box, ThreatModel
 
@@ -173,3 +175,22 @@ def test_a_pattern_on_the_plane_is_no_constant_of_a_window():
 
     graph = trace(Patterned())
     assert all(views(graph, torch.rand(1, *SHAPE), node) is None for node in range(3, len(graph.nodes)))
+
+
+def test_the_effort_counts_what_a_window_holds():
+    network = nn.Sequential(
+        nn.Conv2d(1, 2, 3),
+        nn.ReLU(),
+        nn.Conv2d(2, 3, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(192, 5),
+        nn.ReLU(),
+    )
+    x = torch.rand(1, 1, 12, 12)
+    planes, first, second = 2 * 10 * 10, 9 * 2, 2 * 9 * 3
+    # An entry of the second layer sees 3 x 3 of the first; one of the last layer sees all of both.
+    dense = 5 * (first * 10 * 10 + second * 8 * 8 + 192 * 5)
+    expected = planes * first + 192 * (second + first * 9) + dense
+    batch = Batch.of(x, torch.zeros(1, dtype=torch.int64))
+    assert backward_multiplications(Classifier(network, num_classes=5), batch) == expected
