@@ -95,7 +95,8 @@ def readable(dataset: Dataset, limit: int, strict: bool) -> Batch:
                     raise
                 wanted, skipped = wanted[wanted != corrupt.place], skipped + 1
     if skipped:
-        print(f"{skipped} images cannot be decoded and are left out", file=sys.stderr)
+        line = "1 image" if skipped == 1 else f"{skipped} images"
+        print(f"left out, as they cannot be decoded: {line}", file=sys.stderr)
     if not kept:
         raise UserError(f"{dataset.name} has no image that can be decoded")
     return Batch(*(torch.cat([getattr(part, name) for part in kept]) for name in ("x", "y", "index")))

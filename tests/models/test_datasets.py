@@ -136,7 +136,7 @@ def test_corrupt_images_are_left_out_and_counted_or_refused(
     batch = readable(data, 12, strict=False)
     assert sorted(batch.index.tolist()) == [2, 3, 4, 5, 6, 8, 9, 10, 11]
     assert torch.allclose(batch.x, torch.from_numpy(PIXELS)[batch.index].float() / 255, atol=1e-7)
-    assert "3 images cannot be decoded and are left out" in capsys.readouterr().err
+    assert "left out, as they cannot be decoded: 3 images" in capsys.readouterr().err
     assert len(readable(data, 5, strict=False)) == 5
     with pytest.raises(CorruptImage, match=r"image \d+ \(\d+.png\) cannot be decoded"):
         readable(data, 12, strict=True)
