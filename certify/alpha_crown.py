@@ -93,7 +93,7 @@ class AlphaCrown(Certifier):
     """
 
     paper = "Xu et al. 2021, 2011.13824"
-    cost = Cost.EXPENSIVE
+    cost = Cost.MEDIUM
     wide_cost = Cost.EXTREME
 
     steps: int = 20

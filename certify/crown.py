@@ -26,7 +26,6 @@ class Crown(Certifier):
     """
 
     paper = "Zhang et al. 2018, 1811.00866"
-    cost = Cost.MEDIUM
     wide_cost = Cost.EXTREME
 
     def bound(self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness) -> Tensor:

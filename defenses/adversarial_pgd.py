@@ -25,7 +25,8 @@ class AdversarialPGD(Defense):
 
     min_theta E[max_{||d||_inf <= eps} L(f(x + d), y)], the inner maximum by PGD from a random start.
     The radius grows linearly from 0 to eps over the first `ramp` of training. The inner
-    maximum is found in bfloat16, which is several times faster and only has to be good.
+    maximum is found in bfloat16, which is several times faster and only has to be good. `averaged`
+    keeps a running mean of the weights, under a learning rate that drops twice.
     """
 
     paper = "Madry et al. 2018, 1706.06083, eq. 2.1"
@@ -35,6 +36,7 @@ class AdversarialPGD(Defense):
     step_size: float = 0.08
     ramp: float = 0.3
     epochs: int = 30
+    averaged: bool = False
 
     def __post_init__(self) -> None:
         check_radius(self.name, self.eps)
@@ -56,4 +58,7 @@ class AdversarialPGD(Defense):
         return functional.cross_entropy(network(x_adv), batch.y)
 
     def recipe(self, architecture: Architecture) -> Recipe:
-        return Recipe(epochs=self.epochs, batch_size=128, learning_rate=1e-3)
+        plain = Recipe(epochs=self.epochs, batch_size=128, learning_rate=1e-3)
+        if not self.averaged:
+            return plain
+        return plain.model_copy(update={"drops": (0.65, 0.85), "average": 0.999})
