@@ -61,7 +61,11 @@ def range_over_threat(rows: Tensor, x: Tensor, threat: ThreatModel) -> Interval:
     """
     if isinstance(threat, Enclosure):
         return Interval.around(*threat.reach(rows))
-    box = Interval(*threat.bounds(x))
+    return range_over_ball(rows, x, Interval(*threat.bounds(x)), threat)
+
+
+def range_over_ball(rows: Tensor, x: Tensor, box: Interval, threat: ThreatModel) -> Interval:
+    """`range_over_threat` for a ball, given the box (n, ...) that encloses what it shares with its own."""
     enclosing = Interval.around(dot(rows, box.centre), dot(rows.abs(), box.radius))
     if threat.norm == "linf" or threat.eps is None:
         return enclosing

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from certify.bounds import Interval, dot, range_over_threat
+from certify.bounds import Interval, range_over_ball, range_over_threat
 from certify.graph import Graph
 from certify.rules.activation import Activation
 from certify.rules.arithmetic import ScaleShift
@@ -186,11 +186,13 @@ class Windows:
 
     def _over_threat(self, plane: Tensor, entries: Tensor) -> Interval:
         """`range_over_threat` of rows over windows."""
-        if self.threat.norm == "linf" and not isinstance(self.threat, Enclosure):
-            box = Interval(*(self._gather(0, end, entries) for end in self.threat.bounds(self.x)))
-            return Interval.around(dot(plane, box.centre), dot(plane.abs(), box.radius))
-        samples = entries[:, 0]
-        return range_over_threat(self._whole(plane, entries), self.x[samples], self.threat.select(samples))
+        if isinstance(self.threat, Enclosure):
+            samples = entries[:, 0]
+            return range_over_threat(
+                self._whole(plane, entries), self.x[samples], self.threat.select(samples)
+            )
+        lower, upper, x = (self._gather(0, part, entries) for part in (*self.threat.bounds(self.x), self.x))
+        return range_over_ball(plane, x, Interval(lower, upper), self.threat)
 
     def _whole(self, plane: Tensor, entries: Tensor) -> Tensor:
         """Rows over windows as rows over the whole input."""
