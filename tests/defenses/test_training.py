@@ -219,6 +219,15 @@ def test_pgd_training_without_a_radius_is_plain_training() -> None:
     assert number(AdversarialPGD(eps=0.3).loss(net, some, 0.0, Randomness(0))) == plain
 
 
+def test_averaged_pgd_training_keeps_the_mean_of_weights_whose_steps_shrink() -> None:
+    plain, averaged = (AdversarialPGD(averaged=flag).recipe(MODELS["lenet"]) for flag in (False, True))
+    assert (plain.average, plain.drops) == (0.0, ())
+    assert averaged.average == 0.999
+    assert averaged.rate(0.95) == pytest.approx(1e-3 / 25)
+    same = {"average", "drops"}
+    assert averaged.model_dump(exclude=same) == plain.model_dump(exclude=same)
+
+
 def test_pgd_training_is_harder_than_plain_training_and_within_the_worst_case() -> None:
     """On a linear network the inner maximum of two classes is the dual-norm closed form."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
