@@ -39,6 +39,9 @@ REFUTED = 1500
 MIXED_INTEGER = 300
 FIRST_TURN, PROGRAM_TURN = 1.0, 4.0
 
+# The tree's turn, in turns of all clauses: long while no refutation has come past its root, short after.
+TREE_AHEAD, TREE_BEHIND = 4.0, 0.25
+
 # Up to this many inputs, cutting their box is worth more than fixing the phases of ReLUs.
 FEW_INPUTS = 16
 
@@ -160,19 +163,20 @@ def _on_folded(case: Case, folded: Folded, targets: Targets) -> str:
     tree = BranchAndBound(folded, targets, case.check, tolerance=case.tolerance, deadline=case.deadline)
     if _branch(case, tree, groups, _share(case, 0.05, 2.0)):
         return "tighten" if tree.looked_at <= len(targets) else "branch"
-    if _refute(case, folded, targets, groups, tree):
-        return "refutation"
+    if step := _refute(case, folded, targets, groups, tree):
+        return step
     _branch(case, tree, groups, case.deadline)
     return "branch"
 
 
-def _refute(case: Case, folded: Folded, targets: Targets, groups: Tensor, tree: BranchAndBound) -> bool:
-    """Refutes the clauses that `tree` left open, in turns that grow; says whether the case is done.
+def _refute(case: Case, folded: Folded, targets: Targets, groups: Tensor, tree: BranchAndBound) -> str:
+    """Refutes the clauses that `tree` left open in turns that grow, between which the tree goes on.
 
-    A clause that was refuted is dropped from the tree; one that neither way settles stays in it.
+    A clause that was refuted is dropped from the tree, one that the tree has proved is refuted no further.
+    Returns the step that decided the case, "" where none has.
     """
     if folded.neurons > REFUTED:
-        return False
+        return ""
     waiting = [
         Refutation(folded, targets, group, case.check, slack=2 * case.tolerance)
         for group in range(len(targets))
@@ -180,21 +184,32 @@ def _refute(case: Case, folded: Folded, targets: Targets, groups: Tensor, tree: 
     ]
     seconds = FIRST_TURN
     while waiting and not case.late:
+        begun = time.monotonic()
         for one in list(waiting):
-            if one.run(min(case.deadline, time.monotonic() + seconds)):
-                place = groups[one.group]
-                case.lower[place] = max(float(case.lower[place]), one.slack)
-                tree.drop(one.group)
-            elif one.witness is None and one.open and seconds == PROGRAM_TURN and not case.late:
-                _ask_solver(case, one, time.monotonic() + seconds)
-            if one.witness is not None:
-                case.witness = one.witness
+            _refute_one(case, one, seconds, groups, tree)
             if not one.open:
                 waiting.remove(one)
             if case.done or case.late:
-                return case.done
+                return "refutation" if case.done else ""
+        slow = not any(one.looked_at for one in waiting)
+        turn = (time.monotonic() - begun) * (TREE_AHEAD if slow else TREE_BEHIND)
+        if _branch(case, tree, groups, min(case.deadline, time.monotonic() + turn)):
+            return "branch"
+        waiting = [one for one in waiting if tree.is_open(one.group)]
         seconds *= 2
-    return case.done
+    return ""
+
+
+def _refute_one(case: Case, one: Refutation, seconds: float, groups: Tensor, tree: BranchAndBound) -> None:
+    """One clause's turn; books what it finds."""
+    if one.run(min(case.deadline, time.monotonic() + seconds)):
+        place = groups[one.group]
+        case.lower[place] = max(float(case.lower[place]), one.slack)
+        tree.drop(one.group)
+    elif one.witness is None and one.open and seconds == PROGRAM_TURN and not case.late:
+        _ask_solver(case, one, time.monotonic() + seconds)
+    if one.witness is not None:
+        case.witness = one.witness
 
 
 def _branch(case: Case, tree: BranchAndBound, groups: Tensor, until: float) -> bool:

@@ -146,6 +146,33 @@ def test_three_inputs_agree_with_a_linear_program_a_pattern(seed):
             assert_witness(network, prop, verdict)
 
 
+class Stalled:
+    """A refutation that takes every turn it is given and gets nowhere."""
+
+    def __init__(self, folded, targets, group, check, *, slack):
+        self.group, self.witness, self.open, self.looked_at = group, None, [self], 0
+
+    def run(self, deadline):
+        time.sleep(max(0.0, deadline - time.monotonic()))
+        return False
+
+
+@pytest.mark.parametrize("seed", [1, 2, 4])
+def test_a_refutation_that_gets_nowhere_leaves_the_tree_its_turns(seed, monkeypatch):
+    network = small_network(2, 8, 8, 3, seed=seed)
+    low, high = a_rectangle(seed)
+    rows = torch.randn(1, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    least = least_excess(network, low.tolist(), high.tolist(), Clause(rows, torch.zeros(1)))
+    barely = Clause(rows, torch.tensor([1e-5 - least], dtype=torch.float64))
+    monkeypatch.setattr(steps, "FEW_INPUTS", 0)
+    monkeypatch.setattr(steps, "FIRST_TURN", 0.05)
+    monkeypatch.setattr(steps, "Refutation", Stalled)
+    # The tree's first turn ends before it begins.
+    monkeypatch.setattr(steps, "_share", lambda *args: time.monotonic())
+    verdict = settle(network, Property(low, high, (barely,)), seconds=20)
+    assert (verdict.status, verdict.settled_by) == ("certified", "branch")
+
+
 def classified(seed, n=6, eps=0.3, norm="linf", widths=(2, 8, 3)):
     network = small_network(*widths, seed=seed)
     judged = Classifier(network, num_classes=widths[-1])
