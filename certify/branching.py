@@ -74,6 +74,7 @@ class BranchAndBound:
             self.dual, roots, steps=40, rate=0.25, stop=self.tolerance, deadline=deadline
         )
         self.looked_at += len(roots)
+        self.roots = value
         self.pool, self.values = roots.select(torch.zeros(0, dtype=torch.long)), value[:0]
         self.places = torch.zeros(0, min(CANDIDATES, self.folded.neurons), dtype=torch.long)
         self.slopes = value.new_zeros(self.places.shape)
@@ -83,6 +84,14 @@ class BranchAndBound:
     def open(self) -> int:
         """The number of branches that nothing is decided about."""
         return len(self.pool) + len(self.stuck)
+
+    @property
+    def closed(self) -> float:
+        """The part of the way from its root's bound to 0 that every open group has come at least."""
+        here = self.pool.group
+        if not len(here):
+            return 0.0 if self.stuck else 1.0
+        return float((1 - self.values / self.roots[here].clamp(max=-1e-9)).clamp(0, 1).min())
 
     def is_open(self, group: int) -> bool:
         """Whether a branch of this group is undecided."""

@@ -39,8 +39,10 @@ REFUTED = 1500
 MIXED_INTEGER = 300
 FIRST_TURN, PROGRAM_TURN = 1.0, 4.0
 
-# The tree's turn, in turns of all clauses: long while no refutation has come past its root, short after.
-TREE_AHEAD, TREE_BEHIND = 4.0, 0.25
+# The tree's turn, in turns of all clauses: at least the first, and the second times the cube of the part of
+# the way that it has come. Bounds rise with the logarithm of the branches: half the way is far from half the
+# work.
+TREE_LEAST, TREE_MOST = 0.25, 8.0
 
 # Up to this many inputs, cutting their box is worth more than fixing the phases of ReLUs.
 FEW_INPUTS = 16
@@ -191,8 +193,7 @@ def _refute(case: Case, folded: Folded, targets: Targets, groups: Tensor, tree: 
                 waiting.remove(one)
             if case.done or case.late:
                 return "refutation" if case.done else ""
-        slow = not any(one.looked_at for one in waiting)
-        turn = (time.monotonic() - begun) * (TREE_AHEAD if slow else TREE_BEHIND)
+        turn = (time.monotonic() - begun) * max(TREE_LEAST, TREE_MOST * tree.closed**3)
         if _branch(case, tree, groups, min(case.deadline, time.monotonic() + turn)):
             return "branch"
         waiting = [one for one in waiting if tree.is_open(one.group)]

@@ -80,6 +80,24 @@ def test_a_search_that_is_stopped_goes_on_where_it_was():
 
 
 @torch.no_grad()
+def test_the_way_it_has_come_starts_at_0_never_shrinks_and_ends_at_1():
+    walked = 0
+    for seed in range(150):
+        _, _, folded, targets, _ = a_problem(seed, 1)
+        tree = BranchAndBound(folded, targets, lambda point: None, tolerance=1e-9, steps=1, batch=1)
+        if not tree.open or tree.closed > 0:
+            continue
+        way = [tree.closed]
+        while len(tree.pool):
+            tree._round(float("inf"))
+            way.append(tree.closed)
+        assert way == sorted(way) or tree.stuck
+        assert way[-1] == (0.0 if tree.stuck else 1.0)
+        walked += not tree.stuck
+    assert walked >= 3
+
+
+@torch.no_grad()
 def test_a_check_that_refuses_everything_leaves_branches_open():
     broken = 0
     for seed in range(12):
