@@ -43,22 +43,25 @@ def climb(
     highest = torch.full((len(rows),), -torch.inf, device=start.device)
     live, z, velocity = torch.arange(len(rows), device=start.device), start, torch.zeros_like(start)
     project = threat.projection(batch.x[rows])
+    mine, y, aim = rows, batch.y[rows], target
     for step in range(steps + 1):
-        mine, y, aim = rows[live], batch.y[rows[live]], None if target is None else target[live]
         if step < steps:
             logits, value, gradient = model.gradient(z, mine, aimed(loss, y, aim))
         else:
             logits = model.logits(z, mine)
             value = aimed(loss, y, aim)(logits)
-        take = torch.ones_like(broken[live]) if early_stop else value > highest[live]
         won = margin(logits, y) < 0 if aim is None else logits.argmax(1) == aim
-        best[live[take]], broken[live[take]], highest[live[take]] = z[take], won[take], value[take]
-        leaving = won & early_stop
-        if step == steps or bool(leaving.all()):
+        if not early_stop:
+            take = value > highest
+            best[take], broken[take], highest[take] = z[take], won[take], value[take]
+        elif step == steps:
+            best[live], broken[live] = z, won
+        elif bool(won.any()):
+            best[live[won]], broken[live[won]] = z[won], True
+            live, mine, y, z, gradient, velocity = (t[~won] for t in (live, mine, y, z, gradient, velocity))
+            aim, project = None if aim is None else aim[~won], threat.projection(batch.x[mine])
+        if step == steps or not len(live):
             break
-        if bool(leaving.any()):
-            live, z, gradient, velocity = (t[~leaving] for t in (live, z, gradient, velocity))
-            project = threat.projection(batch.x[rows[live]])
         if decay:
             length = vector_norm(gradient, "l1").clamp(min=1e-30)
             gradient = velocity = decay * velocity + gradient / per_sample(length, gradient)
