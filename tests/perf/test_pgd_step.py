@@ -16,12 +16,15 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from attacks.losses import cross_entropy
+from attacks.pgd import PGD
 from attacks.steps import ascend
 from defenses.training import new_network
+from defenses.zoo import ModelName, load
 from models.architecture import MODELS
 from models.base import frozen
 from models.data import load_data
 from models.discover import import_modules
+from models.randomness import Randomness
 from models.threat import ThreatModel
 
 import_modules("models")
@@ -83,3 +86,36 @@ def test_pgd_step(benchmark: BenchmarkFixture) -> None:
     x = data.batch(data.panel(IMAGES)).x
     assert bool(THREAT.contains(x, moved).all())
     assert float((moved - x).abs().max()) == pytest.approx(0.01, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["conv-small+adversarial-pgd", "lenet+adversarial-pgd", "fc500-150-10+adversarial-pgd"]
+)
+def test_a_whole_pgd_where_images_hold(benchmark: BenchmarkFixture, name: str) -> None:
+    """40 steps on the images that survive them, judged, beside the passes that they need, in turn."""
+    torch.set_num_threads(1)
+    model, data, threat = load(ModelName.parse(name)), load_data("mnist5k"), ThreatModel("linf", 0.1)
+    attack, batch = PGD(steps=40, restarts=1), data.batch(data.panel(100))
+    batch = batch[(~attack.run(model, batch, threat, Randomness(0)).success).nonzero()[:, 0]]
+
+    def bare() -> None:
+        with frozen(model):
+            for _ in range(attack.steps):
+                x = batch.x.detach().requires_grad_(True)
+                torch.autograd.grad(cross_entropy(model(x), batch.y).sum(), x)
+            with torch.no_grad():
+                model(batch.x)
+
+    def whole() -> None:
+        assert not bool(attack.run(model, batch, threat, Randomness(0)).success.any())
+
+    times: dict[str, list[float]] = {"whole": [], "bare": []}
+    for _ in range(7):
+        for part, function in (("whole", whole), ("bare", bare)):
+            start = time.perf_counter()
+            function()
+            times[part].append(time.perf_counter() - start)
+    ratio = median(times["whole"]) / median(times["bare"])
+    benchmark.extra_info["ratio to the bare passes"] = round(ratio, 3)
+    benchmark.pedantic(whole, rounds=1)
+    print(f"\n{name}: {len(batch)} images that hold cost {ratio:.2f} times the bare passes")
