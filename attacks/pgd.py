@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,11 +46,7 @@ def climb(
     project = threat.projection(batch.x[rows])
     mine, y, aim = rows, batch.y[rows], target
     for step in range(steps + 1):
-        if step < steps:
-            logits, value, gradient = model.gradient(z, mine, aimed(loss, y, aim))
-        else:
-            logits = model.logits(z, mine)
-            value = aimed(loss, y, aim)(logits)
+        logits, value, gradient = _looked(model, z, mine, aimed(loss, y, aim), last=step == steps)
         won = margin(logits, y) < 0 if aim is None else logits.argmax(1) == aim
         if not early_stop:
             take = value > highest
@@ -69,6 +66,16 @@ def climb(
             gradient = threat.box.tangent(z, gradient)
         z = project(z + step_size * threat.steepest(gradient))
     return best, broken
+
+
+def _looked(
+    model: GradientAccess, z: Tensor, rows: Tensor, values: Callable[[Tensor], Tensor], *, last: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, values and gradients at z; a last look needs no gradients and gets zeros."""
+    if not last:
+        return model.gradient(z, rows, values)
+    logits = model.logits(z, rows)
+    return logits, values(logits), torch.zeros_like(z)
 
 
 def climb_from_clean(
