@@ -98,7 +98,8 @@ class Windows:
         rows = rows.reshape(channels, 1, channels, 1, 1)
         rows = rows if self.symmetric else torch.cat([rows, -rows], 1)
         constant: Tensor | float = 0.0
-        while self.seen[last].size == (1, 1) and last:
+        # A padded kernel of one entry may look beyond the plane, where the planes before add nothing.
+        while last and (self.seen[last].size, self.seen[last].shift) == ((1, 1), (0, 0)):
             operation, inputs = self.graph.nodes[last].operation, self.graph.nodes[last].inputs
             if not isinstance(operation, Conv2d | ScaleShift) or self._sees_apart(last, inputs[0]):
                 break
