@@ -60,6 +60,17 @@ def setting() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     return without_parameter_gradients(step), without_parameter_gradients(bare)
 
 
+def ratio_in_turn(first: Callable[[], object], second: Callable[[], object], rounds: int) -> float:
+    """The first's median time over the second's, measured in turn so that both see the same machine."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for function, taken in zip((first, second), times, strict=True):
+            start = time.perf_counter()
+            function()
+            taken.append(time.perf_counter() - start)
+    return median(times[0]) / median(times[1])
+
+
 @pytest.mark.benchmark(group="pgd step")
 def test_bare_forward_and_backward(benchmark: BenchmarkFixture) -> None:
     _, bare = setting()
@@ -70,15 +81,9 @@ def test_bare_forward_and_backward(benchmark: BenchmarkFixture) -> None:
 
 @pytest.mark.benchmark(group="pgd step")
 def test_pgd_step(benchmark: BenchmarkFixture) -> None:
-    """Its time, and its ratio to the bare passes, measured in turn so that both see the same machine."""
+    """Its time, and its ratio to the bare passes."""
     step, bare = setting()
-    times: dict[str, list[float]] = {"step": [], "bare": []}
-    for _ in range(30):
-        for name, function in (("step", step), ("bare", bare)):
-            start = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - start)
-    ratio = median(times["step"]) / median(times["bare"])
+    ratio = ratio_in_turn(step, bare, rounds=30)
     benchmark.extra_info["ratio to a bare forward and backward"] = round(ratio, 3)
     moved = benchmark(step)
     print(f"\none PGD step costs {ratio:.2f} bare forward and backward passes")
@@ -109,13 +114,7 @@ def test_a_whole_pgd_where_images_hold(benchmark: BenchmarkFixture, name: str) -
     def whole() -> None:
         assert not bool(attack.run(model, batch, threat, Randomness(0)).success.any())
 
-    times: dict[str, list[float]] = {"whole": [], "bare": []}
-    for _ in range(7):
-        for part, function in (("whole", whole), ("bare", bare)):
-            start = time.perf_counter()
-            function()
-            times[part].append(time.perf_counter() - start)
-    ratio = median(times["whole"]) / median(times["bare"])
+    ratio = ratio_in_turn(whole, bare, rounds=7)
     benchmark.extra_info["ratio to the bare passes"] = round(ratio, 3)
     benchmark.pedantic(whole, rounds=1)
     print(f"\n{name}: {len(batch)} images that hold cost {ratio:.2f} times the bare passes")
