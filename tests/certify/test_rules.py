@@ -12,6 +12,7 @@ from certify.graph import trace
 from certify.rules.activation import Sigmoidal
 from certify.rules.convex import Convex
 from certify.rules.curve import GELU, Softplus
+from certify.rules.linear import WORTH, Linear
 from certify.rules.operation import Affine
 from models.errors import UserError
 
@@ -238,3 +239,14 @@ def test_numbers_in_a_network_keep_their_double_precision() -> None:
     network = Forward(lambda x: (x - 0.1) / 0.3 * 0.7)
     x = torch.rand(5, 3, dtype=torch.float64)
     assert torch.allclose(trace(network).values(x)[-1], network(x), atol=1e-15, rtol=0)
+
+
+@pytest.mark.parametrize("dead", [0.0, 0.7, 1.0])
+def test_leaving_out_dead_neurons_changes_no_product(dead):
+    torch.manual_seed(3)
+    weight = torch.randn(20, 7, dtype=torch.double)
+    rows = torch.randn(4, 3 * WORTH, 20, dtype=torch.double) * (torch.rand(4, 1, 20) >= dead)
+    layer = Linear(lambda: weight, lambda: None)
+    with torch.no_grad():
+        (found,) = layer.transpose(rows)
+    torch.testing.assert_close(found, rows @ weight, rtol=0, atol=1e-12)
