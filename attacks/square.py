@@ -68,11 +68,15 @@ def pyramid(side: int) -> Tensor:
 class Proposals:
     """The points that random search tries around the inputs x (k, ...), for linf or l2.
 
-    Everything that depends on x and the radius alone is computed once, so that a query costs its window.
+    There are `tries` of each input at once. Everything that depends on x and the radius alone is computed
+    once, so that a query costs its window.
     """
 
-    def __init__(self, x: Tensor, index: Tensor, threat: ThreatModel, randomness: Randomness) -> None:
-        self.x, self.index, self.threat, self.randomness = x, index, threat, randomness
+    def __init__(
+        self, x: Tensor, index: Tensor, threat: ThreatModel, randomness: Randomness, tries: int = 1
+    ) -> None:
+        x = x.repeat_interleave(tries, 0) if tries > 1 else x
+        self.x, self.index, self.threat, self.randomness, self.tries = x, index, threat, randomness, tries
         self.image = as_images(x)
         self.lower, self.upper = (as_images(bound) for bound in threat.bounds(x))
         self.project = threat.projection(x)
@@ -91,7 +95,8 @@ class Proposals:
         return self._scaled(tile * signs)
 
     def next(self, z: Tensor, query: int, part: float) -> Tensor:
-        """One changed square (linf), or one square that grows at another's cost (l2)."""
+        """One changed square (linf), or one square that grows at another's cost (l2): (k * tries, ...)."""
+        z = z.repeat_interleave(self.tries, 0) if self.tries > 1 else z
         _, _, h, w = self.image.shape
         stream = self.randomness.child("query", query)
         if self.threat.norm == "linf":
@@ -101,9 +106,12 @@ class Proposals:
         side = max(round((part * h * w) ** 0.5), 3)
         return self._l2(z, stream, min(side, h, w))
 
+    def _draws(self, stream: Randomness, count: int) -> Tensor:
+        return stream.uniform(self.index, (self.tries, count)).flatten(0, 1)
+
     def _linf(self, z: Tensor, stream: Randomness, size: tuple[int, int]) -> Tensor:
         channels = self.image.shape[1]
-        draws = stream.uniform(self.index, (2 + channels,)).to(z)
+        draws = self._draws(stream, 2 + channels).to(z)
         spot = window(draws[:, :2], self.image, *size)
         up = (draws[:, 2:] < 0.5)[:, :, None, None]
         lower, upper = self.lower[spot], self.upper[spot]
@@ -117,7 +125,7 @@ class Proposals:
     def _l2(self, z: Tensor, stream: Randomness, side: int) -> Tensor:
         delta = as_images(z) - self.image
         channels = self.image.shape[1]
-        draws = stream.uniform(self.index, (5 + channels,)).to(z)
+        draws = self._draws(stream, 5 + channels).to(z)
         grown = window(draws[:, :2], self.image, side, side)
         spent = window(draws[:, 2:4], self.image, side, side)
         squared = delta.square()
@@ -152,36 +160,40 @@ def search(
     queries: int,
     first: float,
     start: Tensor | None = None,
+    tries: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Random search of at most `queries` queries a sample from stripes, or from `start` (k, ...).
 
-    Returns the misclassified point, or else the one of smallest margin (k, ...), which it is (k,), and the
-    margin there (k,).
+    Of every `tries` queries, made at once, the best is kept. Returns the misclassified point, or else the
+    one of smallest margin (k, ...), which it is (k,), and the margin there (k,).
     """
 
-    def around(some: Tensor) -> Proposals:
-        return Proposals(batch.x[some], batch.index[some], threat, randomness)
+    def around(some: Tensor, tries: int) -> Proposals:
+        return Proposals(batch.x[some], batch.index[some], threat, randomness, tries)
 
-    proposals = around(rows)
-    best = proposals.first() if start is None else start.clone()
+    best = around(rows, 1).first() if start is None else start.clone()
     logits = model.logits(best, rows)
     broken = clearly_wrong(logits, batch.y[rows])
     live = (~broken).nonzero()[:, 0]
     low = margin_loss(logits, batch.y[rows])
     z, loss, y = best[live], low[live], batch.y[rows[live]]
-    proposals = around(rows[live])
-    for query in range(1, queries):
+    proposals = around(rows[live], tries)
+    for query in range(1, queries, tries):
         if not len(live):
             break
         tried = proposals.next(z, query, share(query, queries, first))
-        logits = model.logits(tried, rows[live])
+        logits = model.logits(tried, rows[live].repeat_interleave(tries))
+        if tries > 1:
+            value = margin_loss(logits, y.repeat_interleave(tries)).unflatten(0, (-1, tries))
+            leader = value.argmax(1) + tries * torch.arange(len(live), device=value.device)
+            tried, logits = tried[leader], logits[leader]
         value, wrong = margin_loss(logits, y), clearly_wrong(logits, y)
         better = (value > loss) | wrong
         z, loss = torch.where(per_sample(better, z), tried, z), torch.maximum(value, loss)
         if bool(wrong.any()):
             best[live[wrong]], low[live[wrong]], broken[live] = z[wrong], loss[wrong], wrong
             live, z, loss, y = live[~wrong], z[~wrong], loss[~wrong], y[~wrong]
-            proposals = around(rows[live])
+            proposals = around(rows[live], tries)
     best[live], low[live] = z, loss
     return best, broken, -low
 

@@ -24,12 +24,15 @@ MOST = 9
 DRAWS = 8
 NEAR = 0.2
 NEAREST = 0.03
+ASTRAY = 0.5
 REACH = 1.0
 # Rounds of random search: queries, and the share of the image that the first square covers.
 FLIPS = ((400, 0.02),)
 SQUARES = ((1000, 0.8),)
 IN_THE_DARK = ((1000, 0.8), (1500, 0.2), (2500, 0.05))
+SCRATCH = ((2000, 0.8),)
 PACED = ((50, 0.1), (150, 0.1), (300, 0.1), (500, 0.1), (1000, 0.1))
+TRIES = 8
 ENTRIES = 2**18
 FEWEST = 8
 
@@ -78,7 +81,8 @@ class Strongest(Attack):
     search by large squares where random noise is still no worse, 1000 queries, or up to 5000 where no
     gradient of any kind is left. "pace": random search from the best point of whatever has lost half of its
     margin, for as long as its pace would break the sample within 2000 queries: honest gradients leave next
-    to nothing to it, and it ends after 50. l1 has no random search.
+    to nothing to it, and it ends after 50. Where it did find something, linf, gradients have gone astray,
+    and "square" searches once more from stripes. l1 has no random search.
     A surrogate that the model declares is followed (BPDA); a random model's gradients are averaged (EOT).
     Raises what `Attack.run` raises.
     Source: this project (windows that close); the ladder after Croce, Hein 2020, 2003.01690, section 6.
@@ -152,7 +156,14 @@ class Strongest(Attack):
             (lost[dark], IN_THE_DARK, "square", True),
         ):
             _draw(search, rows, rounds, stage, randomness.child(stage), fresh)
-        _draw(search, ground.within(search, REACH), PACED, "pace", randomness.child("pace"))
+        rows = ground.within(search, REACH)
+        before = search.margin[rows]
+        _draw(search, rows, PACED, "pace", randomness.child("pace"))
+        if search.threat.norm == "linf":
+            lowered = torch.zeros_like(search.broken)
+            lowered[rows] = search.margin[rows] < before
+            astray = ground.within(search, ASTRAY)
+            _draw(search, astray[lowered[astray]], SCRATCH, "square", randomness.child("scratch"), fresh=True)
 
 
 def _draw(
@@ -179,6 +190,7 @@ def _draw(
             randomness.child("round", number),
             queries=queries,
             first=area,
+            tries=TRIES,
             start=None if fresh and not number else search.point[rows],
         )
         search.offer(rows, point, margins, broken, stage)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from attacks.images import as_images
-from attacks.square import Proposals, Square, pyramid, share
+from attacks.losses import margin_loss
+from attacks.square import Proposals, Square, pyramid, search, share
 from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import ThreatModel, vector_norm
@@ -115,3 +118,31 @@ def test_bad_settings_are_refused():
     for bad in ({"queries": 0}, {"area": 0.0}, {"area": 1.5}):
         with pytest.raises(UserError, match="queries >= 1"):
             Square(**bad)
+
+
+def test_of_several_tries_at_once_the_best_is_kept_and_each_is_paid_for():
+    """The first step's point is the lowest of the 8 that were asked about, and each of them counts."""
+    model = mlp(10, 784)
+    batch = labelled(model, images(4, (1, 28, 28)))
+    threat, asked = ThreatModel("linf", 0.01), []
+
+    def logits(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        asked.append((x, rows))
+        return model(x)
+
+    everyone = torch.arange(4)
+    oracle = SimpleNamespace(logits=logits)
+    settings = {"queries": 16, "first": 0.1, "tries": 8}
+    _, broken, low = search(oracle, batch, everyone, threat, Randomness(0), **settings)
+    assert [len(x) for x, _ in asked] == [4, 32, 32]
+    assert not broken.any()
+    assert torch.equal(asked[1][1], everyone.repeat_interleave(8))
+    margins = [-margin_loss(model(x), batch.y[rows]) for x, rows in asked]
+    seen = torch.cat([part.unflatten(0, (4, -1)) for part in margins], 1)
+    torch.testing.assert_close(low, seen.amin(1))
+    assert len({tuple(row.tolist()) for row in asked[1][0][:8].flatten(1)}) > 4, "the tries differ"
+    best = (
+        asked[1][0][:8][margins[1][:8].argmin()] if margins[1][:8].min() < margins[0][0] else asked[0][0][0]
+    )
+    moved = (asked[2][0][:8] != best).flatten(1).float().mean(1)
+    assert bool((moved < 0.2).all()), "the second round starts from the best point so far"
