@@ -32,6 +32,14 @@ class Defense(ABC):
     def loss(self, network: nn.Module, batch: Batch, progress: float, randomness: Randomness) -> Tensor:
         """The scalar to minimise on `batch`."""
 
+    def before_training(self, network: nn.Module) -> None:
+        """Called once before the first step: adds layers that only training needs."""
+        return
+
+    def after_training(self, network: nn.Module) -> None:
+        """Called once after the last step, in eval mode: takes out again what `before_training` added."""
+        return
+
     def after_step(self, network: nn.Module) -> None:
         """Called after every step of the optimizer: projects the weights, where a defence bounds them."""
         return

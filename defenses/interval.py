@@ -10,6 +10,7 @@ from torch.nn import functional
 from certify.graph import trace
 from certify.ibp import interval_margins
 from defenses.base import Defense, check_radius, check_share, register_defense
+from defenses.normalisation import add_normalisation, clean_statistics, fold_normalisation
 from models.architecture import Architecture
 from models.base import Batch
 from models.randomness import Randomness
@@ -25,7 +26,9 @@ class IntervalTraining(Defense):
     min_theta k L(f(x), y) + (1 - k) L(-J_eps(x), y), J the interval lower bounds on z_y - z_j with the last
     layer folded into them. k falls from 1 to `clean_weight` and the radius rises from 0 to `overshoot` times
     eps between the first `warm` and the first `ramp` of training, both on a line.
-    Source: Gowal et al. 2018, 1810.12715, sections 3 and 4.
+    With `batch_norm` every layer but the last is followed by batch normalisation while it is trained, by the
+    clean batch's statistics for the bounds too; afterwards it is folded into the layer.
+    Source: Gowal et al. 2018, 1810.12715, sections 3 and 4; Shi et al. 2021, 2103.17268 (batch norm).
     """
 
     paper = "Gowal et al. 2018, 1810.12715, eq. 12 (interval bound propagation)"
@@ -36,31 +39,58 @@ class IntervalTraining(Defense):
     warm: float = 0.02
     ramp: float = 0.5
     epochs: int = 60
+    batch_norm: bool = False
 
     def __post_init__(self) -> None:
         check_radius(self.name, self.eps * self.overshoot)
         check_share(self.name, clean_weight=self.clean_weight, warm=self.warm, ramp=self.ramp)
 
+    def before_training(self, network: nn.Module) -> None:
+        if self.batch_norm:
+            add_normalisation(network)
+
+    def after_training(self, network: nn.Module) -> None:
+        if self.batch_norm:
+            fold_normalisation(network)
+
     def loss(self, network: nn.Module, batch: Batch, progress: float, randomness: Randomness) -> Tensor:
         rise = linear_rise(progress, self.warm, self.ramp)
-        lower = self.margins(network, batch.x, batch.y, self.eps * self.overshoot * rise)
-        return self.weighted(network, batch, lower, rise)
+        with clean_statistics(network, batch.x) as logits:
+            lower = self.margins(network, batch.x, batch.y, self.eps * self.overshoot * rise)
+        return self.weighted(network, batch, lower, rise, logits)
 
     def margins(self, network: nn.Module, x: Tensor, y: Tensor, radius: float) -> Tensor:
         """Interval lower bounds (n, classes) on z_y - z_j over the balls of `radius` around x (n, ...)."""
         return interval_margins(trace(network), x, y, ThreatModel("linf", radius))
 
-    def weighted(self, network: nn.Module, batch: Batch, lower: Tensor, rise: float) -> Tensor:
-        """k L(f(x), y) + (1 - k) L(-lower, y), k on its way from 1 to `clean_weight` as `rise` goes to 1."""
+    def weighted(
+        self, network: nn.Module, batch: Batch, lower: Tensor, rise: float, logits: Tensor | None = None
+    ) -> Tensor:
+        """k L(f(x), y) + (1 - k) L(-lower, y), k on its way from 1 to `clean_weight` as `rise` goes to 1.
+
+        Asks `network` for the clean logits (n, classes) where they are not given.
+        """
         certified = functional.cross_entropy(-lower, batch.y)
         weight = 1 - (1 - self.clean_weight) * rise
         if not weight:
             return certified
-        return weight * functional.cross_entropy(network(batch.x), batch.y) + (1 - weight) * certified
+        logits = network(batch.x) if logits is None else logits
+        return weight * functional.cross_entropy(logits, batch.y) + (1 - weight) * certified
+
+    def refuses(self, architecture: Architecture) -> str | None:
+        has = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in architecture.build().modules())
+        return (
+            "it has batch normalisation of its own: leave batch_norm out" if self.batch_norm and has else None
+        )
 
     def recipe(self, architecture: Architecture) -> Recipe:
         return Recipe(
-            epochs=self.epochs, batch_size=100, learning_rate=1e-3, drops=(0.65, 0.85), average=0.999
+            epochs=self.epochs,
+            batch_size=100,
+            learning_rate=1e-3,
+            drops=(0.65, 0.85),
+            average=0.999,
+            precision=architecture.recipe.precision,
         )
 
 

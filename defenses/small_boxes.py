@@ -11,6 +11,7 @@ from attacks.losses import cross_entropy
 from attacks.steps import ascend
 from defenses.base import check_share, register_defense
 from defenses.interval import IntervalTraining, linear_rise
+from defenses.normalisation import clean_statistics
 from models.base import Batch, frozen
 from models.errors import UserError
 from models.randomness import Randomness
@@ -46,8 +47,9 @@ class SmallBoxes(IntervalTraining):
         rise = linear_rise(progress, self.warm, self.ramp)
         eps = self.eps * self.overshoot * rise
         centre = self.centres(network, batch, (1 - self.share) * eps, randomness)
-        lower = self.margins(network, centre, batch.y, self.share * eps)
-        return self.weighted(network, batch, lower, rise)
+        with clean_statistics(network, batch.x) as logits:
+            lower = self.margins(network, centre, batch.y, self.share * eps)
+        return self.weighted(network, batch, lower, rise, logits)
 
     def centres(self, network: nn.Module, batch: Batch, radius: float, randomness: Randomness) -> Tensor:
         """Adversarial points (n, ...) within `radius` of the images, found in bfloat16."""

@@ -74,9 +74,10 @@ def train(
     Randomness depends on (seed, epoch, sample) alone, so a run that was stopped continues
     from its last finished epoch (`resume`) to the same weights as an unbroken one.
     """
+    defense.before_training(network)
     channels_last(network.to(device)).train()
     optimizer = torch.optim.Adam(
-        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
     described = {"defense": defense.parameters(), "recipe": recipe.model_dump()}
     identity = {**described, "seed": seed, "data": dataset.sha256}
@@ -97,7 +98,8 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(progress)
             batch = dataset.batch(index).to(device)
-            loss = defense.loss(network, batch, progress, here)
+            with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                loss = defense.loss(network, batch, progress, here)
             _descend(loss, defense, **parts)
             spent = time.perf_counter() - begun
             yield TrainingStep(epoch, recipe.epochs, step + 1, recipe.epochs * per_epoch, loss.item(), spent)
@@ -106,6 +108,7 @@ def train(
     if recipe.average:
         network.load_state_dict(parts["average"].module.state_dict())
     network.eval()
+    defense.after_training(network)
 
 
 def _descend(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,7 +13,8 @@ class Recipe(BaseModel):
 
     learning_rate is the peak; warmup is the fraction of training spent on the rise, drops are such
     fractions too. Where `average` is above 0 the weights that are kept are a running mean of the
-    trained ones, w <- average w + (1 - average) w_t after every step t.
+    trained ones, w <- average w + (1 - average) w_t after every step t. With precision "bfloat16" the
+    products of the loss and of its gradient are rounded to 8 bits (weights and steps are not).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -24,6 +26,7 @@ class Recipe(BaseModel):
     warmup: float = 0.02
     drops: tuple[float, ...] = ()
     average: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def rate(self, progress: float) -> float:
         """The learning rate at `progress` in [0, 1]."""
