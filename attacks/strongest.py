@@ -25,6 +25,7 @@ DRAWS = 8
 NEAR = 0.2
 NEAREST = 0.03
 ASTRAY = 0.5
+FOUND = 0.95
 REACH = 1.0
 # Rounds of random search: queries, and the share of the image that the first square covers.
 FLIPS = ((400, 0.02),)
@@ -161,7 +162,7 @@ class Strongest(Attack):
         _draw(search, rows, PACED, "pace", randomness.child("pace"))
         if search.threat.norm == "linf":
             lowered = torch.zeros_like(search.broken)
-            lowered[rows] = search.margin[rows] < before
+            lowered[rows] = search.margin[rows] < FOUND * before
             astray = ground.within(search, ASTRAY)
             _draw(search, astray[lowered[astray]], SCRATCH, "square", randomness.child("scratch"), fresh=True)
 
