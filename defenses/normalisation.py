@@ -52,7 +52,7 @@ def clean_statistics(network: nn.Module, x: Tensor) -> Iterator[Tensor | None]:
     is an affine map, whose statistics are differentiable functions of the parameters, the same for the
     images and for their bounds. Yields the logits (n, classes) of x, whose pass has also moved the running
     statistics, which are back at the end; None where `network` normalises nothing by its batch.
-    Source: Shi et al. 2021, 2103.17268, section 3.3 (batch normalisation in certified training).
+    Source: Shi et al. 2021, 2103.17268 (batch normalisation after every layer in certified training).
     """
     layers = [
         module
