@@ -15,13 +15,15 @@ def ramp(centre: float = CENTRE, width: float = WIDTH) -> list[nn.Module]:
     """Layers that map a pixel x to clamp((x - centre) / width + 1/2, 0, 1), and learn the two numbers.
 
     1 - relu(1 - relu(z)) is the clamp of z: convolutions and ReLUs alone, which every certificate reads.
-    Interval bounds of the three are exact.
+    Interval bounds of the three are exact. What clamps is not trained: it can die, and the network with it.
     """
     rise, turn, back = (
         _scaled(1 / width, 0.5 - centre / width),
         _scaled(-1.0, 1.0),
         _scaled(-1.0, 1.0),
     )
+    turn.requires_grad_(False)
+    back.requires_grad_(False)
     return [rise, nn.ReLU(), turn, nn.ReLU(), back]
 
 
