@@ -19,25 +19,27 @@ MARGIN = 1e-4
 # Branches that ascend together: enough for fast products, few enough for the cache.
 ROWS = 128
 
-STATE = ("group", "sign", "free", "phase", "other", "cut", "beta_side", "rows", "q", "constant")
+STATE = ("group", "free", "phase", "other", "cut", "beta_side", "top", "rows", "q", "constant")
 
 
 class Ascent:
     """Branches on their way up: the bound of multipliers and its supergradient, in the working precision.
 
     The multipliers are one tensor (b, m): alpha where a neuron is free, beta where its phase is
-    imposed. Nothing that this class says is a proof.
+    imposed. Nothing that this class says is a proof. What a step costs beside its products is many
+    small operations: those that a network without leaks or branches without phases do not need are left out.
     """
 
     def __init__(self, dual: Dual, branches: Branches) -> None:
         self.dual, targets, folded = dual, dual.targets, dual.folded
-        self.group, self.sign = branches.group, branches.sign
-        self.free = branches.sign == 0
+        self.group, self.free = branches.group, branches.sign == 0
+        self.imposed, self.leaky = not bool(self.free.all()), bool(folded.leak.any())
         side = branches.sign.to(folded.constant)
         self.phase = torch.where(branches.sign > 0, 1.0, folded.leak).to(folded.constant)
         self.other = torch.where(self.free, dual.chord, self.phase)
         self.cut = dual.intercept * self.free
         self.beta_side = side
+        self.top = torch.ones_like(side).masked_fill_(~self.free, torch.inf)
         self.steady = targets.constant.shape[1] == 1
         if self.steady:
             group = branches.group
@@ -68,13 +70,16 @@ class Ascent:
         """Bounds (b,) of multipliers `value` (b, m), and what `slopes` asks for: q, lines, their cuts, x."""
         folded, leak = self.dual.folded, self.dual.folded.leak
         rows, q, constant = self._mixed(weight)
-        below = torch.where(self.free, torch.lerp(leak, torch.ones_like(leak), value), self.phase)
-        push = self.beta_side * value
+        below = torch.lerp(leak, torch.ones_like(leak), value) if self.leaky else value
+        if self.imposed:
+            below, push = torch.where(self.free, below, self.phase), self.beta_side * value
         line, t = torch.empty_like(q), torch.empty_like(q)
         for layer, weights in zip(reversed(folded.layers), reversed(folded.earlier_rows), strict=True):
             part = q[:, layer]
-            line[:, layer] = torch.where(part > 0, below[:, layer], self.other[:, layer])
-            t[:, layer] = torch.addcmul(-push[:, layer], part, line[:, layer])
+            torch.where(part > 0, below[:, layer], self.other[:, layer], out=line[:, layer])
+            torch.mul(part, line[:, layer], out=t[:, layer])
+            if self.imposed:
+                t[:, layer] -= push[:, layer]
             if layer.start:
                 q[:, : layer.start].addmm_(t[:, layer], weights)
         rows = torch.addmm(rows, t, folded.input_rows)
@@ -95,7 +100,9 @@ class Ascent:
             if layer.start:
                 z[:, layer].addmm_(a[:, : layer.start], weights.T)
             a[:, layer] = torch.addcmul(cut[:, layer], line[:, layer], z[:, layer])
-        up = torch.where(self.free, (1 - folded.leak) * q.clamp(min=0), -self.beta_side) * z
+        up = q.clamp(min=0)
+        up = up * (1 - folded.leak) if self.leaky else up
+        up = (torch.where(self.free, up, -self.beta_side) if self.imposed else up).mul_(z)
         assumed, parts = targets.assumed, []
         if self.steady:
             parts.append(torch.zeros_like(self.constant)[:, None])
@@ -176,17 +183,14 @@ def _step(
     missing: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The multipliers after one step: alpha clipped to [0, 1], beta to [0, inf), weights kept legal."""
-    q, free = lines[0], ascent.free
     up, up_weight = ascent.slopes(*lines)
-    fixed = ~free
-    imposed = bool(fixed.any())
-    scale = torch.ones_like(q)
-    if imposed:
-        scale = q.abs()
-        scale = torch.where(free, 1.0, scale + 0.05 * scale.amax(1, keepdim=True))
-        up = up * scale
-    blocked = ((value <= 0) & (up < 0)) | ((value >= 1) & (up > 0) & free)
-    up = up.masked_fill(blocked, 0.0)
+    free, scale = ascent.free, None
+    if ascent.imposed:
+        scale = lines[0].abs()
+        scale = (scale + 0.05 * scale.amax(1, keepdim=True)).masked_fill_(free, 1.0)
+        up *= scale
+    top = ascent.top
+    up.masked_fill_(torch.where(up < 0, value, top - value) <= 0, 0.0)
     move = adam[0].direction(up)
     size: Tensor | float = limit
     if missing is not None:
@@ -194,9 +198,10 @@ def _step(
         size = torch.where(rise > 0, missing / rise.clamp(min=1e-30), limit).clamp(min=0.0, max=limit)[
             :, None
         ]
-    value = value + size * (move * scale if imposed else move)
-    top = torch.where(free, 1.0, torch.inf).to(value) if imposed else 1.0
-    value = value.clamp(min=0).clamp(max=top)
+    move *= size
+    if scale is not None:
+        move *= scale
+    value = torch.minimum(move.add_(value).clamp_(min=0), top)
     own = ascent.dual.targets.constant.shape[1]
     if weight.shape[1] > 1:
         step = limit * adam[1].direction(up_weight)

@@ -143,10 +143,10 @@ class Adam:
     def direction(self, gradient: Tensor) -> Tensor:
         """The step of size about one up the gradients seen so far."""
         self.count += 1
-        self.mean.mul_(FIRST_MOMENT).add_(gradient, alpha=1 - FIRST_MOMENT)
+        self.mean.lerp_(gradient, 1 - FIRST_MOMENT)
         self.square.mul_(SECOND_MOMENT).addcmul_(gradient, gradient, value=1 - SECOND_MOMENT)
-        mean = self.mean / (1 - FIRST_MOMENT**self.count)
-        return mean / (self.square / (1 - SECOND_MOMENT**self.count)).sqrt_().add_(1e-12)
+        ratio = (1 - FIRST_MOMENT**self.count) / (1 - SECOND_MOMENT**self.count) ** 0.5
+        return self.mean / self.square.sqrt().mul_(ratio).add_(1e-12)
 
     def keep(self, rows: Tensor) -> None:
         self.mean, self.square = self.mean[rows], self.square[rows]
