@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from defenses.base import Defense
 from models.architecture import Architecture
@@ -19,6 +19,9 @@ from models.data import Dataset
 from models.errors import UserError
 from models.randomness import Randomness
 from models.recipe import Recipe
+
+# Images that are normalised together when batch normalisation's statistics are taken once more.
+STATISTICS = 500
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,9 @@ def train(
             _store(resume, parts, identity, epoch + 1, spent)
     if recipe.average:
         network.load_state_dict(parts["average"].module.state_dict())
+        # Statistics of past weights, averaged, are not those of the averaged weights.
+        everything = torch.arange(len(dataset)).split(STATISTICS)
+        update_bn((dataset.batch(index).to(device).x for index in everything), network)
     network.eval()
     defense.after_training(network)
 

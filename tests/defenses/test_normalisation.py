@@ -144,3 +144,18 @@ def test_a_residual_network_with_batch_normalisation_can_be_trained_on_intervals
     loss.backward()
     assert isinstance(defense, IntervalTraining)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_averaged_weights_get_statistics_of_their_own() -> None:
+    """A mean of past running statistics left a network with 20 % certified errors instead of 11."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
+    full = load_data("mnist5k")
+    data = Dataset("few", full.pixels[:400], full.labels[:400], 10)
+    recipe = Recipe(epochs=2, batch_size=100, learning_rate=1e-2, average=0.9)
+    list(train(network, IntervalTraining(eps=0.05), recipe, data, seed=0))
+    with torch.no_grad():
+        values = network[:2](data.batch(torch.arange(400)).x)
+    torch.testing.assert_close(network[2].running_mean, values.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network[2].running_var, values.var(0), rtol=1e-4, atol=1e-5)
+    assert not network.training
