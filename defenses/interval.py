@@ -87,7 +87,7 @@ class IntervalTraining(Defense):
         return Recipe(
             epochs=self.epochs,
             batch_size=100,
-            learning_rate=3e-3 if self.batch_norm else 1e-3,
+            learning_rate=1e-3,
             drops=(0.65, 0.85),
             average=0.999,
             precision=architecture.recipe.precision,
