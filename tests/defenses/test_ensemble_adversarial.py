@@ -85,7 +85,7 @@ def test_the_static_networks_do_not_change_and_own_examples_follow_the_network(
 def test_a_shipped_source_is_the_zoos_own_network() -> None:
     data = load_data("mnist5k")
     x = data.batch(data.panel(5)).x
-    for name in ("lenet", "conv-small+interval(clean_weight=0.5,eps=0.3)"):
+    for name in ("lenet", "conv-small+interval(batch_norm=True,epochs=120,eps=0.3,overshoot=1.1)"):
         network = static_network(name, torch.device("cpu"))
         assert torch.allclose(network(x), load(ModelName.parse(name)).logits(x), atol=1e-5)
         assert not any(parameter.requires_grad for parameter in network.parameters())
