@@ -109,12 +109,18 @@ def train(
         if resume:
             _store(resume, parts, identity, epoch + 1, spent)
     if recipe.average:
-        network.load_state_dict(parts["average"].module.state_dict())
-        # Statistics of past weights, averaged, are not those of the averaged weights.
-        everything = torch.arange(len(dataset)).split(STATISTICS)
-        update_bn((dataset.batch(index).to(device).x for index in everything), network)
+        _take_average(network, parts["average"], dataset, device)
     network.eval()
     defense.after_training(network)
+
+
+def _take_average(
+    network: nn.Module, average: AveragedModel, dataset: Dataset, device: torch.device | str
+) -> None:
+    """Gives `network` the averaged weights, and statistics of their own where it normalises by batches."""
+    network.load_state_dict(average.module.state_dict())
+    everything = torch.arange(len(dataset)).split(STATISTICS)
+    update_bn((dataset.batch(index).to(device).x for index in everything), network)
 
 
 def _descend(
