@@ -164,8 +164,9 @@ def search(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Random search of at most `queries` queries a sample from stripes, or from `start` (k, ...).
 
-    Of every `tries` queries, made at once, the best is kept. Returns the misclassified point, or else the
-    one of smallest margin (k, ...), which it is (k,), and the margin there (k,).
+    Of every `tries` queries, made at once, the best is kept; the last ones are made even where fewer are
+    left. Returns the misclassified point, or else the one of smallest margin (k, ...), which it is (k,), and
+    the margin there (k,).
     """
 
     def around(some: Tensor, tries: int) -> Proposals:

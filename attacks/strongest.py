@@ -24,15 +24,16 @@ MOST = 9
 DRAWS = 8
 NEAR = 0.2
 NEAREST = 0.03
-ASTRAY = 0.5
-FOUND = 0.95
 REACH = 1.0
+# Gradients went astray where chance takes 5 % off a margin that is at most half of what they took off.
+ASTRAY, FOUND = 0.5, 0.95
 # Rounds of random search: queries, and the share of the image that the first square covers.
 FLIPS = ((400, 0.02),)
 SQUARES = ((1000, 0.8),)
 IN_THE_DARK = ((1000, 0.8), (1500, 0.2), (2500, 0.05))
 SCRATCH = ((2000, 0.8),)
 PACED = ((50, 0.1), (150, 0.1), (300, 0.1), (500, 0.1), (1000, 0.1))
+# Squares that one pass asks about.
 TRIES = 8
 ENTRIES = 2**18
 FEWEST = 8

@@ -159,3 +159,16 @@ def test_averaged_weights_get_statistics_of_their_own() -> None:
     torch.testing.assert_close(network[2].running_mean, values.mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(network[2].running_var, values.var(0), rtol=1e-4, atol=1e-5)
     assert not network.training
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_recipe_says_in_what_precision_the_loss_is_computed(precision: str) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    seen: set[torch.dtype] = set()
+    network.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    full = load_data("mnist5k")
+    data = Dataset("few", full.pixels[:100], full.labels[:100], 10)
+    recipe = Recipe(epochs=1, batch_size=50, precision=precision)
+    list(train(network, IntervalTraining(clean_weight=0.5), recipe, data, seed=0))
+    assert seen == {getattr(torch, precision)}
+    assert network[1].weight.dtype == torch.float32
