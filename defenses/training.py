@@ -71,19 +71,19 @@ def train(
     seed: int,
     device: torch.device | str = "cpu",
     resume: Path | None = None,
+    origin: str | None = None,
 ) -> Iterator[TrainingStep]:
     """Trains `network` in place on `dataset`, yielding after every step.
 
     Randomness depends on (seed, epoch, sample) alone, so a run that was stopped continues
-    from its last finished epoch (`resume`) to the same weights as an unbroken one.
+    from its last finished epoch (`resume`) to the same weights as an unbroken one, if it began from
+    the same weights: `origin` is their hash, where another run made them.
     """
     defense.before_training(network)
     channels_last(network.to(device)).train()
-    optimizer = torch.optim.Adam(
-        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-    )
-    described = {"defense": defense.parameters(), "recipe": recipe.model_dump()}
-    identity = {**described, "seed": seed, "data": dataset.sha256}
+    steps: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    optimizer = torch.optim.Adam(network.parameters(), fused=True, **steps)
+    identity = _identity(defense, recipe, seed, dataset.sha256, origin)
     parts: dict[str, Any] = {"network": network, "optimizer": optimizer}
     if recipe.average:
         mean = get_ema_multi_avg_fn(recipe.average)
@@ -112,6 +112,12 @@ def train(
         _take_average(network, parts["average"], dataset, device)
     network.eval()
     defense.after_training(network)
+
+
+def _identity(defense: Defense, recipe: Recipe, seed: int, data: str, origin: str | None) -> dict[str, Any]:
+    """What a stopped run must share with the one that goes on from it."""
+    described = {"defense": defense.parameters(), "recipe": recipe.model_dump(), "seed": seed, "data": data}
+    return {**described, "origin": origin} if origin else described
 
 
 def _take_average(

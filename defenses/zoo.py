@@ -34,7 +34,8 @@ import_modules("defenses")
 class ModelName:
     """A zoo member: an architecture, the defence it is trained with, and those at its input, first one first.
 
-    Defences are written with the parameters that differ from their defaults: interval(eps=0.3).
+    Defences are written with the parameters that differ from their defaults: interval(eps=0.3). Where
+    several train, each goes on from the weights that the one before it left: interval+adversarial-pgd.
     """
 
     architecture: str
@@ -43,18 +44,20 @@ class ModelName:
 
     @staticmethod
     def parse(text: str) -> ModelName:
-        """Reads "lenet", "lenet+adversarial-pgd" or "lenet+none+sparsify(keep=0.05)".
+        """Reads "lenet", "lenet+adversarial-pgd", "lenet+mixup+trades" or "lenet+none+sparsify(keep=0.05)".
 
-        Raises UserError for unknown names, parameters or values, and where a network is trained twice.
+        Raises UserError for unknown names, parameters or values, and for training behind an input defence.
         """
         first, *rest = read_terms(text)
         if first.chosen:
             raise UserError(f"'{text}': a model takes no parameters, its defences do")
         terms = [_settled(term) for term in rest]
         trained = [term for term in terms if term.name in DEFENSES]
-        if len(trained) > 1 or (trained and trained[0] is not terms[0]):
-            raise UserError(f"'{text}': the one defence that trains comes first, others stand at the input")
-        defense = str(trained[0]) if trained else "none"
+        if terms[: len(trained)] != trained:
+            raise UserError(f"'{text}': defences that train come first, those at the input follow them")
+        if len(trained) > 1 and any(term.name == "none" for term in trained):
+            raise UserError(f"'{text}': none trains on from nothing: leave it out")
+        defense = "+".join(map(str, trained)) or "none"
         inputs = tuple(str(term) for term in terms[len(trained) :])
         return ModelName(MODELS[first.name].name, defense, inputs)
 
@@ -66,12 +69,20 @@ class ModelName:
         """The name of the weights: without what stands at the input."""
         return self.architecture if self.defense == "none" else f"{self.architecture}+{self.defense}"
 
+    @property
+    def start(self) -> ModelName | None:
+        """The member whose weights the last defence goes on from; None where it starts from nothing."""
+        *before, _ = map(str, read_terms(self.defense))
+        return ModelName(self.architecture, "+".join(before)) if before else None
+
     def parts(self) -> tuple[Architecture, Defense]:
-        """The architecture and the defence it is trained with; raises UserError where they do not fit."""
-        architecture, defense = MODELS[self.architecture], _built(DEFENSES, self.defense)
-        reason = defense.refuses(architecture)
-        if reason:
-            raise UserError(f"{self.defense} cannot train {self.architecture}: {reason}")
+        """The architecture and the defence that trains it last; raises UserError where one does not fit."""
+        architecture = MODELS[self.architecture]
+        for term in read_terms(self.defense):
+            defense = _built(DEFENSES, str(term))
+            reason = defense.refuses(architecture)
+            if reason:
+                raise UserError(f"{term} cannot train {self.architecture}: {reason}")
         return architecture, defense
 
     def fronts(self) -> list[InputDefense]:
@@ -133,10 +144,11 @@ def make(
     recipe, family = defense.recipe(architecture), FAMILIES[architecture.data]
     data, test = training_data(family, root, download), load_data(family.test, root, download)
     check_training(data, architecture)
-    network = new_network(architecture, seed)
+    network, start = new_network(architecture, seed), name.start
+    origin = _begin(network, start, root, device, download, folder) if start else None
     resume = folder / ".training" / f"{name}.checkpoint"
     seconds = None
-    for step in train(network, defense, recipe, data, seed=seed, device=device, resume=resume):
+    for step in train(network, defense, recipe, data, seed=seed, device=device, resume=resume, origin=origin):
         seconds = step.seconds
         yield step
     accuracies = {f"{family.test.replace('-', '_')}_test_{len(test)}": accuracy(network, test, device)}
@@ -147,6 +159,7 @@ def make(
         "architecture": architecture.name,
         "defense": {"name": defense.name, **defense.parameters()},
         "recipe": recipe.model_dump(),
+        "origin_sha256": origin,
         "seed": seed,
         "data": f"{data.name} without {family.excluded}" if family.excluded else data.name,
         "data_sha256": data.sha256,
@@ -160,6 +173,19 @@ def make(
     }
     save_weights(str(name), network.state_dict(), card, folder)
     resume.unlink(missing_ok=True)
+
+
+def _begin(
+    network: nn.Module, start: ModelName, root: Path | None, device: str, download: bool, folder: Path
+) -> str:
+    """Gives `network` the weights of `start`, those in `folder` before shipped ones; returns their hash."""
+    here, there = read_card(str(start), folder), read_card(str(start), SHIPPED)
+    place = SHIPPED if there and not here else folder
+    load(start, root=root, device=device, download=download, folder=place)
+    network.load_state_dict(load_weights(str(start), place))
+    card = read_card(str(start), place)
+    assert card is not None
+    return card.weights_sha256
 
 
 def machine(device: str) -> str:

@@ -20,6 +20,7 @@ SHIPPED = Path(__file__).parent / "weights"
 class ModelCard(BaseModel):
     """Where weights come from: recipe, seed, data, excluded images, measured accuracies, cost, content hash.
 
+    origin_sha256 of the weights that training went on from, None where it started from nothing;
     seconds of training on `machine`; None for weights that are older than the measurement.
     """
 
@@ -29,6 +30,7 @@ class ModelCard(BaseModel):
     architecture: str
     defense: dict[str, Any]
     recipe: dict[str, Any]
+    origin_sha256: str | None = None
     seed: int
     data: str
     data_sha256: str

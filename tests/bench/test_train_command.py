@@ -36,7 +36,12 @@ MISTAKES = {
     ),
     "a generator nobody wrote": ("conv-small+vae-augmentation(generator=gan)", "unknown generator 'gan'"),
     "what stands at the input": ("conv-small+jpeg", "jpeg is not trained: train conv-small"),
-    "two trainings": ("conv-small+mixup+trades", "the one defence that trains comes first"),
+    "training behind the input": ("conv-small+jpeg+trades", "defences that train come first"),
+    "nothing to go on from": ("conv-small+none+trades", "none trains on from nothing: leave it out"),
+    "a first training beyond the box": (
+        "conv-small+interval(eps=0.95,overshoot=1.2)+trades",
+        "cannot train at radius 1.14: images lie in",
+    ),
 }
 
 

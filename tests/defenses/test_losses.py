@@ -13,6 +13,7 @@ from defenses.adversarial_step_ll import AdversarialStepLL
 from defenses.base import DEFENSES, Defense
 from defenses.gaussian_noise import GaussianNoise
 from defenses.gradient_penalty import GradientPenalty
+from defenses.interval import generalised_cross_entropy
 from defenses.l1_sparse import L1Sparse, project_rows
 from defenses.mixup import Mixup
 from defenses.trades import Trades, divergence
@@ -190,3 +191,21 @@ def test_every_defence_with_a_radius_refuses_one_beyond_the_box(name: str) -> No
 
 def test_those_with_a_radius_are_the_ones_that_attack_or_prove() -> None:
     assert {"adversarial-fgsm", "adversarial-pgd", "interval", "polytope", "trades"} <= set(WITH_EPS)
+
+
+@pytest.mark.parametrize("exponent", [0.3, 0.7, 1.0])
+def test_generalised_cross_entropy_is_its_formula_and_bounded(exponent: float) -> None:
+    logits = 9 * torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(40) % 5
+    share = logits.double().softmax(1).gather(1, y[:, None])[:, 0]
+    expected = ((1 - share**exponent) / exponent).mean()
+    assert float(generalised_cross_entropy(logits, y, exponent)) == pytest.approx(float(expected), rel=1e-5)
+    hopeless = float(generalised_cross_entropy(torch.tensor([[-1e4, 1e4]]), torch.tensor([0]), exponent))
+    assert hopeless == pytest.approx(1 / exponent)
+
+
+def test_generalised_cross_entropy_goes_to_cross_entropy() -> None:
+    logits, y = torch.randn(20, 4, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 4
+    plain = float(functional.cross_entropy(logits, y))
+    assert float(generalised_cross_entropy(logits, y, 0.0)) == plain
+    assert float(generalised_cross_entropy(logits, y, 1e-4)) == pytest.approx(plain, rel=1e-3)
