@@ -31,6 +31,8 @@ class IntervalTraining(Defense):
     clean batch's statistics for the bounds too; afterwards it is folded into the layer.
     With `exponent` q > 0 the certified term is the generalised cross-entropy (1 - p_y^q) / q, which an image
     cannot raise over 1 / q: capacity goes to those that can be certified, not to those that cannot.
+    `single_precision` computes in float32 what a network's recipe computes in bfloat16, whose rounding of
+    the bounds a long training learns to lean on.
     Source: Gowal et al. 2018, 1810.12715, sections 3 and 4; Shi et al. 2021, 2103.17268 (batch norm);
     Zhang & Sabuncu 2018, 1805.07836, eq. 6 (generalised cross-entropy).
     """
@@ -45,6 +47,7 @@ class IntervalTraining(Defense):
     epochs: int = 60
     batch_norm: bool = False
     exponent: float = 0.0
+    single_precision: bool = False
 
     def __post_init__(self) -> None:
         check_radius(self.name, self.eps * self.overshoot)
@@ -96,7 +99,7 @@ class IntervalTraining(Defense):
             learning_rate=1e-3,
             drops=(0.65, 0.85),
             average=0.999,
-            precision=architecture.recipe.precision,
+            precision="float32" if self.single_precision else architecture.recipe.precision,
         )
 
 

@@ -12,6 +12,7 @@ from certify.graph import trace
 from certify.ibp import interval_margins
 from defenses.interval import IntervalTraining
 from defenses.normalisation import add_normalisation, clean_statistics, fold_normalisation
+from defenses.small_boxes import SmallBoxes
 from defenses.training import train
 from defenses.zoo import ModelName
 from models.architecture import MODELS
@@ -172,3 +173,11 @@ def test_a_recipe_says_in_what_precision_the_loss_is_computed(precision: str) ->
     list(train(network, IntervalTraining(clean_weight=0.5), recipe, data, seed=0))
     assert seen == {getattr(torch, precision)}
     assert network[1].weight.dtype == torch.float32
+
+
+def test_a_defence_may_ask_for_more_precision_than_the_networks_recipe() -> None:
+    architecture = MODELS["conv-ramp-wide"]
+    assert architecture.recipe.precision == "bfloat16"
+    for chosen, expected in ((False, "bfloat16"), (True, "float32")):
+        for defense in (IntervalTraining(single_precision=chosen), SmallBoxes(single_precision=chosen)):
+            assert defense.recipe(architecture).precision == expected

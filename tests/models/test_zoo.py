@@ -54,7 +54,8 @@ def test_a_card_describes_its_weights(name: str) -> None:
     assert card_hash(name) == card.weights_sha256[:16]
     assert card.name == str(parsed) == name
     assert card.architecture == parsed.architecture
-    assert card.defense["name"] == read_terms(parsed.defense)[0].name
+    assert card.defense["name"] == read_terms(parsed.defense)[-1].name
+    assert card.origin_sha256 == (card_of(str(parsed.start)).weights_sha256 if parsed.start else None)
     family = FAMILIES[MODELS[card.architecture].data]
     assert card.excluded == family.excluded
     if family.test == "mnist":
