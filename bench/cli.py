@@ -37,6 +37,7 @@ class Kind(StrEnum):
     models = "models"
     data = "data"
     matrices = "matrices"
+    weights = "weights"
 
 
 @app.command()
@@ -110,7 +111,7 @@ def list_(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """List what is registered: attacks, defenses, certificates, models, data or matrices."""
+    """List what is registered: attacks, defenses, certificates, models, data matrices; or shipped weights."""
     finish("catalogue", kind.value, json)
 
 

@@ -1,14 +1,16 @@
-"""`list`: what is registered."""
+"""`list`: what is registered, and what is trained."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from bench.catalog import Entry, load
 from bench.spec import matrix_names, read_matrix
+from bench.weights import FOLDER
 
 
 def _entries(kind: str) -> list[Entry]:
@@ -19,7 +21,18 @@ def _entries(kind: str) -> list[Entry]:
             threats = ", ".join(threat.label for threat in spec.threats)
             rows.append(Entry(name=name, summary=f"{spec.data}: {threats}", paper=""))
         return rows
+    if kind == "weights":
+        return [_trained(path) for path in sorted(FOLDER.glob("*.json"), key=lambda path: path.stem)]
     return list(getattr(load(), kind).values())
+
+
+def _trained(path: Path) -> Entry:
+    """A zoo member whose weights ship, as its card describes it."""
+    card = json.loads(path.read_bytes())
+    data, clean = next(iter(card["accuracies"].items()))
+    took = f", {card['seconds'] / 60:.0f} min" if card.get("seconds") else ""
+    summary = f"{100 * clean:.2f} % of {data}, {card['recipe']['epochs']} epochs{took}"
+    return Entry(name=path.stem, summary=summary, paper="")
 
 
 def execute(kind: str, as_json: bool) -> int:
@@ -29,20 +42,21 @@ def execute(kind: str, as_json: bool) -> int:
         print(json.dumps([entry.model_dump(mode="json") for entry in entries], indent=2))
         return 0
     table = Table()
-    table.add_column("name", no_wrap=True)
+    bare = kind in ("matrices", "data", "weights")
+    table.add_column("name", no_wrap=kind != "weights", overflow="fold")
     judges = kind in ("attacks", "certificates")
     if judges:
         table.add_column("norms")
         table.add_column("cost")
-    table.add_column("what it does")
-    if kind not in ("matrices", "data"):
+    table.add_column("clean accuracy, training" if kind == "weights" else "what it does")
+    if not bare:
         table.add_column("source")
     for entry in entries:
         row = [entry.name]
         if judges:
             row += [" ".join(entry.norms), entry.cost.value]
         row.append(entry.summary)
-        if kind not in ("matrices", "data"):
+        if not bare:
             row.append(entry.paper)
         table.add_row(*row)
     Console().print(table)

@@ -17,6 +17,7 @@ from bench.catalog import load
 from bench.registered import catalog
 from bench.spec import matrix_names
 from bench.store import Store
+from models.checkpoint import SHIPPED
 from tests.bench.commands import command, contents, times
 
 OPTIONS = {
@@ -79,6 +80,19 @@ def test_lists_are_the_registries(kind: str, capsys: pytest.CaptureFixture[str])
     code, table, _ = inside(capsys, "list", kind)
     assert code == 0
     assert [name for name in known if name not in table] == []
+
+
+def test_the_weights_that_ship_are_listed_with_what_their_cards_say(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, shown, _ = inside(capsys, "list", "weights", "--json")
+    assert code == 0
+    entries = {entry["name"]: entry["summary"] for entry in json.loads(shown)}
+    assert sorted(entries) == sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+    assert entries["lenet"].startswith("99.32 % of mnist_test_10000, 12 epochs")
+    code, table, _ = inside(capsys, "list", "weights")
+    assert code == 0
+    assert "fc500-150-10+polytope" in table
 
 
 def test_the_cached_catalog_is_that_of_the_registries() -> None:
