@@ -114,3 +114,21 @@ def test_a_run_that_is_killed_goes_on_from_its_last_epoch(tmp_path: Path) -> Non
 def first_epoch(shown: str) -> int:
     """The epoch that the run began with."""
     return int(re.findall(r"epoch (\d+)/30", shown)[0])
+
+
+def test_what_a_training_goes_on_from_is_trained_before_it_and_shown(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    root, out = root_of(tmp_path / "root", list(range(10)) * 3), tmp_path / "out"
+    name = "conv-small+l1-sparse(epochs=1)+l1-sparse(epochs=2)"
+    line = ["train", name, "--data-root", str(root), "--out", str(out)]
+    assert main(line) == 0
+    shown = [text for text in capsys.readouterr().out.splitlines() if " epoch " in text]
+    assert [text.split(" loss ")[0] for text in shown] == [
+        "conv-small+l1-sparse(epochs=1) epoch 1/1",
+        f"{name} epoch 1/2",
+        f"{name} epoch 2/2",
+    ]
+    assert places("conv-small+l1-sparse(epochs=1)", out)[0].exists()
+    assert main(line) == 0
+    assert "is trained already" in capsys.readouterr().out
