@@ -32,8 +32,8 @@ def test_a_name_with_fronts_reads_back_as_itself_and_shares_its_weights() -> Non
     assert str(ModelName.parse("lenet+none+bit-depth(bits=1)")) == "lenet+bit-depth"
 
 
-@pytest.mark.parametrize("text", ["lenet+bit-depth+polytope", "lenet+polytope+interval", "lenet(bits=1)"])
-def test_only_the_first_defence_trains(text: str) -> None:
+@pytest.mark.parametrize("text", ["lenet+bit-depth+polytope", "lenet+none+interval", "lenet(bits=1)"])
+def test_training_comes_before_what_stands_at_the_input(text: str) -> None:
     with pytest.raises(UserError):
         ModelName.parse(text)
 
