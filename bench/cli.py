@@ -111,7 +111,7 @@ def list_(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """List what is registered: attacks, defenses, certificates, models, data matrices; or shipped weights."""
+    """List attacks, defenses, certificates, models, data or matrices, or the weights that ship."""
     finish("catalogue", kind.value, json)
 
 

@@ -75,14 +75,14 @@ def train(
 ) -> Iterator[TrainingStep]:
     """Trains `network` in place on `dataset`, yielding after every step.
 
-    Randomness depends on (seed, epoch, sample) alone, so a run that was stopped continues
-    from its last finished epoch (`resume`) to the same weights as an unbroken one, if it began from
-    the same weights: `origin` is their hash, where another run made them.
+    Randomness depends on (seed, epoch, sample) alone, so a run that was stopped continues from its last
+    finished epoch (`resume`) to the weights of an unbroken one. `origin`: the hash of weights it began from.
     """
     defense.before_training(network)
     channels_last(network.to(device)).train()
-    steps: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
-    optimizer = torch.optim.Adam(network.parameters(), fused=True, **steps)
+    optimizer = torch.optim.Adam(
+        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
     identity = _identity(defense, recipe, seed, dataset.sha256, origin)
     parts: dict[str, Any] = {"network": network, "optimizer": optimizer}
     if recipe.average:

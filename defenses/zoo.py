@@ -175,14 +175,19 @@ def make(
     resume.unlink(missing_ok=True)
 
 
+def home(name: ModelName, folder: Path) -> Path | None:
+    """Where the weights of `name` are: in `folder`, else among those that ship; None if nowhere."""
+    return next((place for place in (folder, SHIPPED) if read_card(name.trained, place)), None)
+
+
 def _begin(
     network: nn.Module, start: ModelName, root: Path | None, device: str, download: bool, folder: Path
 ) -> str:
     """Gives `network` the weights of `start`, those in `folder` before shipped ones; returns their hash."""
-    here, there = read_card(str(start), folder), read_card(str(start), SHIPPED)
-    place = SHIPPED if there and not here else folder
-    load(start, root=root, device=device, download=download, folder=place)
-    network.load_state_dict(load_weights(str(start), place))
+    place = home(start, folder) or folder
+    network.load_state_dict(
+        load(start, root=root, device=device, download=download, folder=place).network.state_dict()
+    )
     card = read_card(str(start), place)
     assert card is not None
     return card.weights_sha256

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from bench.work import pick_device
 from defenses.training import TrainingStep
-from defenses.zoo import ModelName, make
+from defenses.zoo import ModelName, home, make
 from models.checkpoint import SHIPPED, places, read_card
 
 
@@ -26,6 +26,7 @@ def execute(
     if card is not None and not force:
         console.print(f"{name} is trained already ({places(str(name), folder)[0]}): --force trains it again")
         return 0
+    # What refuses a later stage is said before an earlier one is trained.
     name.parts()
     for stage in (*_missing(name, folder), name):
         steps = make(stage, root, seed=seed, device=pick_device(device), download=download, folder=folder)
@@ -43,7 +44,7 @@ def execute(
 def _missing(name: ModelName, folder: Path) -> list[ModelName]:
     """What `name` goes on from and has no weights, the first to train first."""
     start = name.start
-    if start is None or read_card(str(start), folder) or read_card(str(start)):
+    if start is None or home(start, folder):
         return []
     return [*_missing(start, folder), start]
 

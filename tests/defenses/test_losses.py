@@ -13,7 +13,7 @@ from defenses.adversarial_step_ll import AdversarialStepLL
 from defenses.base import DEFENSES, Defense
 from defenses.gaussian_noise import GaussianNoise
 from defenses.gradient_penalty import GradientPenalty
-from defenses.interval import generalised_cross_entropy
+from defenses.interval import IntervalTraining, generalised_cross_entropy
 from defenses.l1_sparse import L1Sparse, project_rows
 from defenses.mixup import Mixup
 from defenses.trades import Trades, divergence
@@ -209,3 +209,10 @@ def test_generalised_cross_entropy_goes_to_cross_entropy() -> None:
     plain = float(functional.cross_entropy(logits, y))
     assert float(generalised_cross_entropy(logits, y, 0.0)) == plain
     assert float(generalised_cross_entropy(logits, y, 1e-4)) == pytest.approx(plain, rel=1e-3)
+
+
+def test_interval_training_without_a_radius_is_generalised_cross_entropy_of_its_exponent() -> None:
+    net, some = network(), batch(classes=4)
+    expected = float(generalised_cross_entropy(net(some.x), some.y, 0.7).detach())
+    assert value(IntervalTraining(eps=0.0, exponent=0.7), net, some) == pytest.approx(expected, rel=1e-6)
+    assert expected != pytest.approx(clean(net, some), rel=1e-2)
