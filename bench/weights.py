@@ -7,6 +7,7 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
+from models.atomic import stem
 from models.errors import UserError
 
 FOLDER = Path(__file__).parent.parent / "models" / "weights"
@@ -35,7 +36,7 @@ def card_hash(name: str) -> str:
     """The first 16 hexadecimal digits of the weights' hash, or "untrained" where there are none."""
     if is_own(name):
         return own_hash(name)
-    card = FOLDER / f"{name}.json"
+    card = FOLDER / f"{stem(name)}.json"
     if not (card.exists() and card.with_suffix(".safetensors").exists()):
         return "untrained"
     try:

@@ -17,6 +17,7 @@ from defenses.base import DEFENSES, Defense
 from defenses.inputs import INPUT_DEFENSES, InputDefense, defended
 from defenses.training import TrainingStep, accuracy, channels_last, new_network, train
 from models.architecture import MODELS, Architecture
+from models.atomic import stem
 from models.base import Classifier
 from models.checkpoint import SHIPPED, load_weights, places, read_card, save_weights
 from models.data import Dataset, load_data, without
@@ -146,7 +147,7 @@ def make(
     check_training(data, architecture)
     network, start = new_network(architecture, seed), name.start
     origin = _begin(network, start, root, device, download, folder) if start else None
-    resume = folder / ".training" / f"{name}.checkpoint"
+    resume = folder / ".training" / f"{stem(str(name))}.checkpoint"
     seconds = None
     for step in train(network, defense, recipe, data, seed=seed, device=device, resume=resume, origin=origin):
         seconds = step.seconds
@@ -228,7 +229,7 @@ def load(
     fronts, weights = name.fronts(), replace(name, inputs=())
     if read_card(name.trained, folder) is None:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{name.trained}.lock"):
+        with FileLock(folder / f".{stem(name.trained)}.lock"):
             if read_card(name.trained, folder) is None:
                 for _ in make(weights, root, device=device, download=download, folder=folder):
                     pass

@@ -1,9 +1,12 @@
-"""Files that are whole or absent: written under a temporary name, then renamed; needs no torch."""
+"""Files that are whole or absent, and what they are called; needs no torch."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
+
+LONGEST = 200
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -12,3 +15,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_bytes(content)
     os.replace(partial, path)
+
+
+def stem(name: str) -> str:
+    """What the files of `name` are called: itself, or its beginning and its hash where it is too long.
+
+    File systems take 255 bytes, endings and the mark of a file in the making included; a network that was
+    trained three times is called more than that.
+    """
+    if len(name.encode()) <= LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{name.encode()[: LONGEST - 17].decode(errors='ignore')}~{digest}"

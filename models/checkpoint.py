@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from models.atomic import write_atomically
+from models.atomic import stem, write_atomically
 from models.errors import UserError
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -46,7 +46,7 @@ class ModelCard(BaseModel):
 
 def places(name: str, folder: Path = SHIPPED) -> tuple[Path, Path]:
     """The paths of the weights and of the card of `name`."""
-    return folder / f"{name}.safetensors", folder / f"{name}.json"
+    return folder / f"{stem(name)}.safetensors", folder / f"{stem(name)}.json"
 
 
 def save_weights(

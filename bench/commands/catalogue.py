@@ -32,7 +32,7 @@ def _trained(path: Path) -> Entry:
     data, clean = next(iter(card["accuracies"].items()))
     took = f", {card['seconds'] / 60:.0f} min" if card.get("seconds") else ""
     summary = f"{100 * clean:.2f} % of {data}, {card['recipe']['epochs']} epochs{took}"
-    return Entry(name=path.stem, summary=summary, paper="")
+    return Entry(name=card["name"], summary=summary, paper="")
 
 
 def execute(kind: str, as_json: bool) -> int:

@@ -12,6 +12,7 @@ import torch
 
 from bench import weights
 from defenses.zoo import ModelName, load
+from models.atomic import stem
 from models.checkpoint import ModelCard, load_weights, places, read_card, save_weights
 from models.errors import UserError
 
@@ -140,3 +141,25 @@ def test_the_hash_read_without_torch_is_the_cards(tmp_path: Path, monkeypatch: p
     places("tiny", tmp_path)[1].write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match="is damaged"):
         weights.card_hash("tiny")
+
+
+def test_a_name_too_long_for_a_file_is_shortened_and_stays_its_own(tmp_path: Path) -> None:
+    long = "conv-small" + "+interval(eps=0.3,exponent=0.7,overshoot=1.05)" * 6
+    other = long + "+small-boxes"
+    for name, state in ((long, STATE), (other, {**STATE, "count": torch.tensor(8)})):
+        save_weights(name, state, {**CARD, "name": name}, tmp_path)
+    assert load_weights(long, tmp_path)["count"] == 7
+    assert load_weights(other, tmp_path)["count"] == 8
+    assert [card.name for card in (read_card(long, tmp_path), read_card(other, tmp_path)) if card] == [
+        long,
+        other,
+    ]
+    assert max(len(path.name.encode()) for path in tmp_path.iterdir()) < 220
+
+
+def test_the_longest_name_that_is_kept_is_told_from_one_that_is_shortened() -> None:
+    assert stem("é" * 100) == "é" * 100
+    short = stem("é" * 101)
+    assert len(short.encode()) <= 200
+    assert short.startswith("é" * 90 + "é~")
+    assert stem(short) == short != stem("é" * 102)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -19,7 +20,7 @@ from models.threat import Box, ThreatModel
 
 MEAN, STD = 0.1307, 0.3081
 EMBEDDED = {"mnist": "mnist5k", "mnist-3-7": "mnist5k-3-7"}
-SHIPPED_NAMES = sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+SHIPPED_NAMES = sorted(json.loads(card.read_bytes())["name"] for card in SHIPPED.glob("*.json"))
 
 
 def panel(name: str = "mnist5k", start: int = 0) -> Batch:

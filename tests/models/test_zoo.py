@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from models.families import FAMILIES
 from models.naming import read_terms
 from models.recipe import Recipe
 
-NAMES = sorted(path.stem for path in SHIPPED.glob("*.safetensors") if path.with_suffix(".json").exists())
+NAMES = sorted(json.loads(card.read_bytes())["name"] for card in SHIPPED.glob("*.json"))
 CLEAN = {"lenet": 0.990, "fc500-150-10": 0.980, "conv-small": 0.987, "lenet+adversarial-pgd": 0.98}
 CLEAN["conv-small+polytope"] = 0.97
 TRAINING_DATA = "0dcf8ec61dddb61495c32d4cb10aeda319a4275337ca5cc33e70450a3c44f0bb"
