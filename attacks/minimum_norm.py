@@ -141,7 +141,7 @@ class MinimumNorm(Attack):
         if len(left) and way.targeted:
             ground = Ground.measured(search, left, randomness)
             start = ball.sample(mine.x, mine.index, randomness) if way.random else mine.x
-            ground.aim(search, left, start[left], way.targeted, "ball", slice(1, 1 + TARGETS))
+            ground.aim(search, left, start[left], way.targeted, "ball", ground.likeliest(left, 0, TARGETS))
         model.absorb(part, rows)
         best.offer(rows, search.point, ball.distance(mine.x, search.point).to(best.distance), search.broken)
         closer(model, batch, rows[search.broken], ball, best, HALVINGS, span=1 - self.ratio)

@@ -471,4 +471,25 @@ def test_rivals_are_those_that_noise_brings_nearest():
     assert batch.y.tolist() == [0]
     search = search_on(model, batch, ThreatModel("linf", 0.4))
     ground = Ground.measured(search, torch.tensor([0]), Randomness(0))
-    assert ground.goals[0, :2].tolist() == [-1, 4]
+    assert int(ground.goals[0, 0]) == 4
+
+
+def test_near_misses_go_on_towards_what_ascents_came_closest_to():
+    """Of nine rivals five were tried: the two with the smallest margins are taken, the untried never."""
+    model = random_linear(12, 4)
+    batch = labelled(model, torch.full((2, 4), 0.5))
+    search = search_on(model, batch, ThreatModel("linf", 0.01))
+    rows = torch.tensor([0, 1])
+    ground = Ground.measured(search, rows, Randomness(0))
+    assert ground.goals.shape == (2, 9)
+    towards = ground.likeliest(rows, 2, 7)
+    assert towards.tolist() == [[2, 3, 4, 5, 6]] * 2
+    ground.aim(search, rows, batch.x, Course(steps=2), "near", towards)
+    reached = ground.lowest[:, 2:7]
+    assert bool(reached.isfinite().all())
+    assert not bool(ground.lowest[:, [0, 1, 7, 8]].isfinite().any())
+    for row in range(2):
+        first, second = ground.closest(rows)[row].tolist()
+        others = [place for place in range(2, 7) if place not in (first, second)]
+        assert ground.lowest[row, first] <= ground.lowest[row, second]
+        assert all(ground.lowest[row, second] <= ground.lowest[row, place] for place in others)
