@@ -22,6 +22,9 @@ from models.randomness import Randomness
 from models.threat import UNIT_BOX, Box, ThreatModel
 from models.threats import threat_named
 
+# A longer name stands above the table, which it would make wider than any terminal.
+LONGEST_NAME = 120
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -64,7 +67,10 @@ class Evaluation:
         return pd.DataFrame([row])
 
     def __str__(self) -> str:
-        return "\n".join([self.summary().to_string(index=False), *self.flags])
+        table, heading = self.summary(), []
+        if len(self.name) > LONGEST_NAME:
+            table, heading = table.drop(columns="model"), [self.name]
+        return "\n".join([*heading, table.to_string(index=False), *self.flags])
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<p>{escape(flag)}</p>" for flag in self.flags)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -131,3 +133,14 @@ def test_threats_that_are_no_ball(norm: str, eps: float, words: str) -> None:
         evaluate(network, x, network(x).argmax(1), norm=norm, eps=eps, certificates=["ibp"])
     with pytest.raises(UserError, match=f"has no norm '{norm}'"):
         evaluate(network, x, network(x).argmax(1), norm=norm, eps=eps, attacks=["pgd"])
+
+
+def test_a_very_long_name_stands_above_the_table_and_a_short_one_in_it() -> None:
+    network, images, labels = linear()
+    result = evaluate(network, images, labels, eps=0.05, attacks=["fgsm"], certificates=["ibp"])
+    short = str(result).splitlines()
+    long = str(replace(result, name="n" * 121)).splitlines()
+    assert long[0] == "n" * 121
+    assert short[1].split()[0] == result.name
+    assert long[2].split() == short[1].split()[1:]
+    assert max(map(len, long[1:3])) < 120
