@@ -64,7 +64,7 @@ def climb(
             gradient = velocity = decay * velocity + gradient / per_sample(length, gradient)
         if threat.norm == "l1":  # The one entry that moves must be one that the box lets move.
             gradient = threat.box.tangent(z, gradient)
-        z = project(z + step_size * threat.steepest(gradient))
+        z = project(torch.add(z, threat.steepest(gradient), alpha=step_size))
     return best, broken
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import platform
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -29,6 +31,8 @@ from models.registry import Registry, suggest
 
 import_modules("models")
 import_modules("defenses")
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -222,8 +226,8 @@ def load(
 ) -> Classifier:
     """The trained classifier `name`, in eval mode on `device`.
 
-    Weights that are absent are trained once: a second process waits at the lock and then
-    reads what the first one made. Raises UserError for damaged weights.
+    Weights that are absent are trained once, which a warning says: a second process waits at the lock and
+    then reads what the first one made. Raises UserError for damaged weights.
     """
     architecture, _ = name.parts()
     fronts, weights = name.fronts(), replace(name, inputs=())
@@ -231,8 +235,10 @@ def load(
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{stem(name.trained)}.lock"):
             if read_card(name.trained, folder) is None:
-                for _ in make(weights, root, device=device, download=download, folder=folder):
-                    pass
+                steps = make(weights, root, device=device, download=download, folder=folder)
+                for number, _ in enumerate(steps):
+                    if not number:
+                        LOG.warning(_begun(name.trained))
     network = architecture.build()
     try:
         network.load_state_dict(load_weights(name.trained, folder))
@@ -244,6 +250,11 @@ def load(
     for front in fronts:
         model = defended(model, front, architecture, str(name))
     return model
+
+
+def _begun(name: str) -> str:
+    command = f"python -m bench train {shlex.quote(name)}"
+    return f"{name} has no weights: it is trained first ({command} would show how far it is)"
 
 
 def classifier(network: nn.Module, architecture: Architecture, name: str) -> Classifier:

@@ -144,7 +144,7 @@ class ThreatModel:
         """`project` for a fixed x, with what depends on x alone computed once."""
         if self.norm == "linf" or self.eps is None:
             lower, upper = self.bounds(x)
-            return lambda other: torch.maximum(torch.minimum(other, upper), lower)
+            return lambda other: torch.clamp(other, lower, upper)
         if self.norm == "l0":
             count = torch.full((len(x),), self.eps, device=x.device)
             return lambda other: self._project_l0(x, other, count)

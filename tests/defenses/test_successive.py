@@ -54,10 +54,15 @@ def test_names_keep_the_order_of_training() -> None:
 
 
 def test_the_second_goes_on_from_the_weights_of_the_first(
-    began: list[dict[str, torch.Tensor]], tmp_path: Path
+    began: list[dict[str, torch.Tensor]], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     first, second = ModelName.parse("toy+mixup"), ModelName.parse("toy+mixup+gaussian-noise")
     load(second, folder=tmp_path)
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.split()[0] for text in said] == [str(first), str(second)]
+    assert f"python -m bench train {second} " in said[1]
+    load(second, folder=tmp_path)
+    assert len(caplog.records) == 2
     left = load_weights(str(first), tmp_path)
     assert len(began) == 2
     assert all(torch.equal(began[1][key], left[key]) for key in left)
