@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from certify.bounds import Interval, range_over_threat
+from certify.bounds import Interval, entries, range_over_threat
 from certify.graph import Graph
 from certify.ibp import IntervalPass, margin_rows
 from certify.rules.activation import Activation
@@ -183,11 +183,11 @@ def _bound_entries(relaxation: Relaxation, node: int, wanted: Tensor, known: Int
     seen = views(relaxation.graph, relaxation.x, node)
     if seen is not None:
         return _through_windows(relaxation, node, wanted, known, seen)
-    mask = wanted.flatten(1)
+    mask = entries(wanted, 1)
     lower = mask.new_full(mask.shape, -torch.inf, dtype=relaxation.x.dtype)
     upper = -lower
     if known is not None:
-        lower, upper = known.lower.flatten(1), known.upper.flatten(1)
+        lower, upper = entries(known.lower, 1), entries(known.upper, 1)
     pick = _entry_rows(relaxation, node, int(mask.sum()))
     pieces = []
     for samples, piece in _sample_chunks(relaxation, mask):

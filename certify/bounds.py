@@ -41,11 +41,16 @@ class Interval:
         return Interval(torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper))
 
 
+def entries(values: Tensor, first: int) -> Tensor:
+    """All dimensions from `first` on as one, of size 1 where there are none."""
+    return values.flatten(first) if values.dim() > first else values.unsqueeze(first)
+
+
 def dot(rows: Tensor, values: Tensor) -> Tensor:
     """rows . values: (n, k, ...) with (n, ...) or (n, k, ...) gives (n, k)."""
     if values.dim() == rows.dim() and values.shape[1] == rows.shape[1]:
-        return (rows * values).flatten(2).sum(2)
-    return (rows.flatten(2) @ values.flatten(1).unsqueeze(2)).squeeze(2)
+        return entries(rows * values, 2).sum(2)
+    return (entries(rows, 2) @ entries(values, 1).unsqueeze(2)).squeeze(2)
 
 
 def least_over_interval(rows: Tensor, interval: Interval) -> Tensor:

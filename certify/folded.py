@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from certify.backward import Relaxation
+from certify.bounds import entries
 from certify.folding import Affines, Undecided, fold, undecided_neurons
 from certify.input_set import InputSet
 
@@ -68,7 +69,7 @@ class Targets:
         for name in ("input_rows", "neuron_rows", "constant"):
             own = getattr(self, name)[group]
             k = own.shape[1]
-            flat = own.flatten(2) if own.dim() > 2 else own.unsqueeze(2)
+            flat = entries(own, 2)
             part = weight[:, :1] * flat[:, 0] if k == 1 else (weight[:, None, :k] @ flat)[:, 0]
             if self.assumed is not None:
                 extra = getattr(self.assumed, name)

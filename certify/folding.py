@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from certify.backward import Relaxation
-from certify.bounds import Interval
+from certify.bounds import Interval, entries
 from certify.rules.activation import ReLU
 from certify.rules.operation import Affine, Relaxed
 from certify.rules.pooling import MaxPool
@@ -84,7 +84,7 @@ def fold(relaxation: Relaxation, node: int, rows: Tensor, undecided: list[Undeci
         else:
             assert isinstance(operation, Relaxed)
             if i in kept:
-                flat = here.flatten(2).clone()
+                flat = entries(here, 2).clone()
                 neurons[i] = flat[0, :, kept[i].places]
                 flat[:, :, kept[i].places] = 0.0
                 here = flat.reshape(here.shape)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from certify.bounds import Interval, dot
+from certify.bounds import Interval, dot, entries
 
 
 class Operation(ABC):
@@ -136,9 +136,9 @@ def pull_overlap(pulled: Pulled, lines: Lines, weight: Tensor) -> Pulled:
     """
     weight = spread(weight, pulled.rows)
     rows = pulled.rows + weight * spread(lines.lower_slope - lines.upper_slope, pulled.rows)
-    constant = pulled.constant - (weight * spread(lines.upper_intercept, pulled.rows)).flatten(2).sum(2)
+    constant = pulled.constant - entries(weight * spread(lines.upper_intercept, pulled.rows), 2).sum(2)
     if lines.lower_intercept is not None:
-        constant = constant + (weight * spread(lines.lower_intercept, pulled.rows)).flatten(2).sum(2)
+        constant = constant + entries(weight * spread(lines.lower_intercept, pulled.rows), 2).sum(2)
     return Pulled(rows, constant)
 
 

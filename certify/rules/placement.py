@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certify.bounds import Interval, dot
+from certify.bounds import Interval, dot, entries
 from certify.rules.operation import Affine
 from certify.rules.table import BatchSize, Call, Constant, Step, Value, rule
 from models.errors import NotApplicable
@@ -51,7 +51,7 @@ class Placement(Affine):
         places = torch.arange(1, size + 1, dtype=torch.float64, device=rows.device).reshape(1, *shapes[0])
         origin = self.place(places, 0.0).flatten().to(torch.int64)
         back = rows.new_zeros(*rows.shape[:2], size + 1)
-        back[:, :, origin] = rows.flatten(2)
+        back[:, :, origin] = entries(rows, 2)
         return (back[:, :, 1:].reshape(*rows.shape[:2], *shapes[0]),)
 
     def constant(self, rows: Tensor) -> Tensor | float:
