@@ -71,7 +71,10 @@ class Conversion:
             rule = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
             if rule is None:
                 self.refuse(f"of domain '{node.domain or 'ai.onnx'}' is not understood")
-            found = rule(self)
+            try:
+                found = rule(self)
+            except (TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
+                self.refuse(f"is malformed: {(str(error) or type(error).__name__).splitlines()[0]}")
             results = found if isinstance(found, tuple) else (found,)
         self.values.update(zip(node.output, results, strict=False))
 

@@ -7,10 +7,13 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx.inliner
 import torch
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx.checker import ValidationError
 from torch import Tensor, fx, nn
 
 import models.onnx.arithmetic
@@ -54,7 +57,7 @@ def load_model(path: Path) -> ModelProto:
         return onnx.load(str(path))
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
-    except (DecodeError, gzip.BadGzipFile, zlib.error, EOFError, OSError, ValueError) as error:
+    except (DecodeError, ValidationError, zlib.error, EOFError, OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} cannot be read as ONNX: {reason}") from None
 
@@ -72,7 +75,9 @@ def read(path: Path) -> OnnxNetwork:
 
 def convert(model: ModelProto) -> OnnxNetwork:
     """The network of an ONNX model in memory."""
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    constants = {tensor.name: _array(tensor) for tensor in model.graph.initializer}
     source = _only("input", [value for value in model.graph.input if value.name not in constants])
     target = _only("output", list(model.graph.output))
     kind = source.type.tensor_type.elem_type
@@ -111,6 +116,13 @@ def _check_samples(network: nn.Module, x: Tensor, outputs: int) -> None:
         raise NotApplicable(f"the network makes outputs of shape {found} of {len(x)} samples: it mixes them")
 
 
+def _array(tensor: TensorProto) -> np.ndarray:
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"constant '{tensor.name}' is damaged: {str(error).splitlines()[0]}") from None
+
+
 def _only(kind: str, values: list[ValueInfoProto]) -> ValueInfoProto:
     if len(values) != 1:
         names = ", ".join(value.name for value in values) or "none"
@@ -120,7 +132,8 @@ def _only(kind: str, values: list[ValueInfoProto]) -> ValueInfoProto:
 
 def _shape(source: ValueInfoProto) -> tuple[int, ...]:
     """The declared shape, with a batch of one where the file leaves its size open."""
-    sizes = [size.dim_value for size in source.type.tensor_type.shape.dim]
+    # Some exporters write an open size as 0 or -1.
+    sizes = [max(size.dim_value, 0) for size in source.type.tensor_type.shape.dim]
     if not sizes:
         raise NotApplicable(f"input '{source.name}' has no shape")
     if len(sizes) > 1 and sizes[0] == 0:
