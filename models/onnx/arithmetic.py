@@ -44,6 +44,8 @@ UNARY: dict[str, Callable[..., Tensor]] = {
     "Sin": torch.sin,
     "Cos": torch.cos,
     "Floor": torch.floor,
+    "Ceil": torch.ceil,
+    "Round": torch.round,
     "Sign": torch.sign,
     "Reciprocal": torch.reciprocal,
     "HardSwish": F.hardswish,
@@ -95,6 +97,9 @@ def aligned(conversion: Conversion, values: list[Symbol], inner: int = 0) -> lis
 
 def _of_two(conversion: Conversion, name: str, first: Symbol, second: Symbol) -> Symbol:
     """One of PAIRS on two values whose shapes broadcast."""
+    if name == "Mul" and (first.node, first.shape) == (second.node, second.shape):
+        # Certificates bound a square, but no product.
+        return conversion.call(torch.square, first)
     first, second = aligned(conversion, [first, second])
     if name in ("Add", "Sub", "Max", "Min"):
         # Certificates add values of equal shape; products they refuse anyway.
@@ -132,6 +137,8 @@ def combine(conversion: Conversion, name: str, first: Known, second: Known) -> S
 def where(conversion: Conversion) -> Known:
     """One of two values or constants per entry, by a condition."""
     parts = [conversion.input(place) for place in range(3)]
+    if isinstance(parts[0], np.ndarray):
+        return _masked(conversion, parts[0], parts[1:])
     known = [place for place, part in enumerate(parts) if isinstance(part, Symbol)]
     values = aligned(conversion, [conversion.symbol(place) for place in known])
     largest = max(values, key=lambda value: value.example.numel())
@@ -144,10 +151,22 @@ def where(conversion: Conversion) -> Known:
     return conversion.call(torch.where, *arguments)
 
 
-@operator(*PAIRS, "Sum")
+def _masked(conversion: Conversion, mask: np.ndarray, parts: list[Known]) -> Known:
+    """One of two values or constants per entry, by a constant: a sum that certificates bound."""
+    first, second = (
+        combine(conversion, "Mul", part, where.astype(np.float64))
+        if isinstance(part, Symbol)
+        else np.where(where, np.asarray(part), 0)
+        for part, where in zip(parts, (mask, ~mask), strict=True)
+    )
+    return combine(conversion, "Add", first, second)
+
+
+@operator(*PAIRS, "Sum", "Mean")
 def pairwise(conversion: Conversion) -> Known:
-    """Add, Sub, Mul, Div and comparisons of two inputs, and Sum, Max, Min of any number."""
-    name = "Add" if conversion.current.op_type == "Sum" else conversion.current.op_type
+    """Add, Sub, Mul, Div and comparisons of two inputs, and Sum, Mean, Max, Min of any number."""
+    kind = conversion.current.op_type
+    name = "Add" if kind in ("Sum", "Mean") else kind
     result = conversion.input(0)
     for place in range(1, len(conversion.current.input)):
         other = conversion.input(place)
@@ -156,6 +175,8 @@ def pairwise(conversion: Conversion) -> Known:
             result = known[name](result, other)
         else:
             result = combine(conversion, name, result, other)
+    if kind == "Mean":
+        return combine(conversion, "Div", result, np.array(float(len(conversion.current.input))))
     return result
 
 
@@ -173,11 +194,14 @@ def leaky_relu(conversion: Conversion) -> Known:
 
 @operator("PRelu")
 def prelu(conversion: Conversion) -> Known:
-    """max(z, slope z) with one slope."""
-    slope = conversion.fixed(1)
-    if np.unique(slope).size != 1:
-        conversion.refuse("has more than one slope, which is not understood")
-    return conversion.call(F.leaky_relu, conversion.symbol(), float(slope.flat[0]))
+    """z where it is positive, slope z elsewhere, with a slope for each entry that broadcasts."""
+    slope, value = conversion.fixed(1), conversion.symbol()
+    if np.unique(slope).size == 1:
+        return conversion.call(F.leaky_relu, value, float(slope.flat[0]))
+    below = conversion.call(F.relu, conversion.call(python.neg, value))
+    return combine(
+        conversion, "Sub", conversion.call(F.relu, value), combine(conversion, "Mul", below, slope)
+    )
 
 
 @operator("Elu", "Selu")

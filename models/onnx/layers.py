@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.onnx.arithmetic import aligned, combine
 from models.onnx.conversion import Conversion, Known, Symbol, operator
+from models.onnx.shapes import cut
 
 Pair = tuple[int, int]
 
@@ -43,6 +44,8 @@ def _times(conversion: Conversion, value: Symbol, matrix: np.ndarray, bias: Tens
 def _of(conversion: Conversion, matrix: np.ndarray, value: Symbol) -> Symbol:
     """matrix @ value."""
     weights = conversion.tensor(matrix)
+    while weights.dim() > 2 and weights.shape[0] == 1 and weights.dim() <= len(value.shape):
+        weights = weights[0]
     if weights.dim() != 2:
         conversion.refuse(f"multiplies by a constant of shape {matrix.shape}, which is not understood")
     rest = value.example.shape[1:]
@@ -81,7 +84,7 @@ def gemm(conversion: Conversion) -> Known:
     offset = None if added is None or not isinstance(added, np.ndarray) else beta * added
     if isinstance(first, Symbol) and isinstance(second, np.ndarray):
         width = second.shape[1]
-        row = offset is not None and offset.size in (1, width) and offset.shape[-1:] in ((width,), (1,), ())
+        row = offset is not None and (offset.size == 1 or offset.shape[-1] == offset.size == width)
         bias = conversion.tensor(np.broadcast_to(np.asarray(offset).reshape(-1), (width,))) if row else None
         result = _times(conversion, first, (alpha * second).astype(second.dtype), bias)
         offset = None if row else offset
@@ -127,37 +130,76 @@ def padded(conversion: Conversion, value: Symbol, before: list[int], after: list
     return conversion.call(F.pad, value, widths)
 
 
-@operator("Conv", "ConvTranspose")
+def _weights(conversion: Conversion, layer: nn.Module) -> nn.Module:
+    """A layer with the weight and bias of the current node."""
+    layer = layer.to(conversion.dtype)
+    layer.weight.data = conversion.tensor(conversion.fixed(1))
+    if layer.bias is not None:
+        layer.bias.data = conversion.tensor(conversion.fixed(2))
+    return layer
+
+
+@operator("Conv")
 def convolution(conversion: Conversion) -> Known:
-    """Convolutions and transposed ones over one or two axes."""
-    weight = conversion.tensor(conversion.fixed(1))
-    bias = None if conversion.input(2) is None else conversion.tensor(conversion.fixed(2))
-    axes = weight.dim() - 2
-    forwards = conversion.current.op_type == "Conv"
-    if axes not in (1, 2) or (axes == 1 and not forwards):
+    """Convolutions over one or two axes."""
+    shape = conversion.fixed(1).shape
+    axes = len(shape) - 2
+    if axes not in (1, 2):
         conversion.refuse(f"over {axes} axes is not understood")
     value = conversion.with_samples(conversion.symbol(), axes + 2)
-    kernel, sizes = list(weight.shape[2:]), list(value.shape[2:])
-    stride, dilation, before, after = window(conversion, kernel, sizes)
+    kernel = list(shape[2:])
+    stride, dilation, before, after = window(conversion, kernel, list(value.shape[2:]))
+    if before != after:
+        value, before = padded(conversion, value, before, after), [0] * axes
     groups = int(conversion.attribute("group", 1))
-    settings: dict[str, Any] = {"stride": stride, "dilation": dilation, "groups": groups, "padding": before}
-    if not forwards:
-        if before != after or conversion.attribute("output_shape") is not None:
-            conversion.refuse("with uneven padding or an output shape is not understood")
-        settings["output_padding"] = list(conversion.attribute("output_padding", [0] * axes))
-    elif before != after:
-        value = padded(conversion, value, before, after)
-        settings["padding"] = [0] * axes
-    kind: Any = {1: nn.Conv1d, 2: nn.Conv2d}[axes] if forwards else nn.ConvTranspose2d
-    inputs, outputs = weight.shape[1] * groups, weight.shape[0]
-    if not forwards:
-        inputs, outputs = outputs, inputs
-    layer = nn.utils.skip_init(kind, inputs, outputs, kernel, bias=bias is not None, **settings)
-    layer = layer.to(conversion.dtype)
-    layer.weight.data = weight
-    if bias is not None:
-        layer.bias.data = bias
-    return conversion.layer(layer, value)
+    kind: Any = {1: nn.Conv1d, 2: nn.Conv2d}[axes]
+    layer = nn.utils.skip_init(
+        kind, shape[1] * groups, shape[0], kernel, stride, before, dilation, groups,
+        bias=conversion.input(2) is not None,
+    )  # fmt: skip
+    return conversion.layer(_weights(conversion, layer), value)
+
+
+@operator("ConvTranspose")
+def transposed_convolution(conversion: Conversion) -> Known:
+    """Transposed convolutions over two axes; uneven padding cuts the output."""
+    shape = conversion.fixed(1).shape
+    if len(shape) != 4:
+        conversion.refuse(f"over {len(shape) - 2} axes is not understood")
+    value = conversion.with_samples(conversion.symbol(), 4)
+    kernel, sizes = list(shape[2:]), list(value.shape[2:])
+    stride, dilation, *_ = window(conversion, kernel, sizes)
+    more = list(conversion.attribute("output_padding", [0, 0]))
+    whole = [
+        step * (size - 1) + extra + apart * (width - 1) + 1
+        for step, size, extra, apart, width in zip(stride, sizes, more, dilation, kernel, strict=True)
+    ]
+    before, after = _cut_off(conversion, whole, [s * step for s, step in zip(sizes, stride, strict=True)])
+    padding = before if before == after else [0, 0]
+    groups = int(conversion.attribute("group", 1))
+    layer = nn.utils.skip_init(
+        nn.ConvTranspose2d, shape[0], shape[1] * groups, kernel, stride, padding, more, groups,
+        bias=conversion.input(2) is not None, dilation=dilation,
+    )  # fmt: skip
+    result = conversion.layer(_weights(conversion, layer), value)
+    if before == after:
+        return result
+    stretches = zip(before, whole, after, strict=True)
+    return cut(conversion, result, {2 + i: slice(a, end - b) for i, (a, end, b) in enumerate(stretches)})
+
+
+def _cut_off(conversion: Conversion, whole: list[int], same: list[int]) -> tuple[list[int], list[int]]:
+    """How many entries of each axis, `whole` long, a transposed convolution leaves out at either end."""
+    how = conversion.attribute("auto_pad", "NOTSET")
+    wanted = conversion.attribute("output_shape", same if how.startswith("SAME") else None)
+    if wanted is None:
+        pads = [0] * 4 if how == "VALID" else list(conversion.attribute("pads", [0] * 4))
+        return pads[:2], pads[2:]
+    total = [size - kept for size, kept in zip(whole, list(wanted)[-2:], strict=True)]
+    if min(total) < 0:
+        conversion.refuse(f"makes outputs of size {tuple(whole)}, less than its output shape")
+    small, large = [size // 2 for size in total], [size - size // 2 for size in total]
+    return (small, large) if how == "SAME_UPPER" else (large, small)
 
 
 @operator("BatchNormalization")

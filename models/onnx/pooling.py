@@ -1,4 +1,4 @@
-"""ONNX pooling over two axes, with windows that reach over the end and uneven padding."""
+"""ONNX pooling over one or two axes, with windows that reach over the end and uneven padding."""
 
 from __future__ import annotations
 
@@ -44,10 +44,24 @@ class Windows:
         return np.minimum(starts + self.reach, high) - np.maximum(starts, low)
 
 
+def _plane(conversion: Conversion) -> tuple[Symbol, bool]:
+    """The input with two axes to pool over, and whether the first of them is new, of size 1."""
+    value = conversion.symbol()
+    if len(value.shape) != 3:
+        return conversion.with_samples(value, 4), False
+    return conversion.call(torch.unsqueeze, conversion.with_samples(value, 3), 2), True
+
+
+def _without(conversion: Conversion, value: Symbol, new: bool) -> Symbol:
+    """The pooled value without the axis that `_plane` has put in."""
+    return conversion.call(torch.squeeze, value, 2) if new else value
+
+
 def _windows(conversion: Conversion, value: Symbol) -> tuple[Windows, Windows]:
     """The windows along both axes; raises NotApplicable where one lies in the padding alone."""
-    kernel, sizes = list(conversion.attribute("kernel_shape")), list(value.shape[2:])
-    found = []
+    kernel = list(conversion.attribute("kernel_shape"))
+    sizes = list(value.shape[-len(kernel) :])
+    found = [] if len(kernel) == 2 else [Windows(1, 1, 1, 1, 0, 0, 1)]
     for size, *rest in zip(sizes, kernel, *window(conversion, kernel, sizes), strict=True):
         width, stride, dilation, before, after = rest
         room = size + before + after - dilation * (width - 1) - 1
@@ -79,7 +93,7 @@ def max_pool(conversion: Conversion) -> Known:
     Where windows reach further over the end than PyTorch's even padding, each entry that they
     would find there repeats one that they hold already, so that the largest stays the same.
     """
-    value = conversion.with_samples(conversion.symbol(), 4)
+    value, new = _plane(conversion)
     windows = _windows(conversion, value)
     for dim, axis in enumerate(windows, 2):
         beyond = axis.size + np.arange(max(0, axis.over - axis.before))
@@ -91,13 +105,13 @@ def max_pool(conversion: Conversion) -> Known:
         [getattr(axis, name) for axis in windows] for name in ("kernel", "stride", "before", "dilation")
     )
     pooled = conversion.call(F.max_pool2d, value, kernel, stride, padding, dilation)
-    return _counted(conversion, pooled, windows)
+    return _without(conversion, _counted(conversion, pooled, windows), new)
 
 
 @operator("AveragePool")
 def average_pool(conversion: Conversion) -> Known:
     """Average pooling: zeros are added, then each window's mean is corrected where fewer entries count."""
-    value = conversion.with_samples(conversion.symbol(), 4)
+    value, new = _plane(conversion)
     windows = _windows(conversion, value)
     if any(axis.dilation != 1 for axis in windows):
         conversion.refuse("with dilation is not understood")
@@ -113,15 +127,17 @@ def average_pool(conversion: Conversion) -> Known:
     pooled = conversion.call(F.avg_pool2d, value, kernel, stride, before)
     pooled = _counted(conversion, pooled, windows)
     whole = kernel[0] * kernel[1]
-    if np.all(divisors == whole):
-        return pooled
-    return conversion.call(python.mul, pooled, conversion.tensor(whole / divisors))
+    if not np.all(divisors == whole):
+        pooled = conversion.call(python.mul, pooled, conversion.tensor(whole / divisors))
+    return _without(conversion, pooled, new)
 
 
 @operator("GlobalAveragePool", "GlobalMaxPool")
 def global_pooling(conversion: Conversion) -> Known:
     """One entry per channel."""
-    value = conversion.with_samples(conversion.symbol(), 4)
+    value, new = _plane(conversion)
     if conversion.current.op_type == "GlobalMaxPool":
-        return conversion.call(F.max_pool2d, value, list(value.shape[2:]))
-    return conversion.call(torch.mean, value, (2, 3), True)
+        pooled = conversion.call(F.max_pool2d, value, list(value.shape[2:]))
+    else:
+        pooled = conversion.call(torch.mean, value, (2, 3), True)
+    return _without(conversion, pooled, new)

@@ -61,11 +61,18 @@ REDUCTIONS: dict[str, Callable[[Conversion, Symbol, Dims, bool], Symbol]] = {
 
 @operator(*REDUCTIONS)
 def reduce(conversion: Conversion) -> Known:
-    """One of REDUCTIONS over axes that are not the samples'."""
+    """One of REDUCTIONS over some axes, or all; the samples' axis, of size 1, adds nothing to any."""
     value = conversion.symbol()
-    axes = conversion.option("axes", 1)
-    if axes is None:
-        conversion.refuse("over all axes is not understood: name them")
-    dims = tuple(sorted(conversion.dimension(value, int(axis)) for axis in axes))
     keep = bool(conversion.attribute("keepdims", 1))
-    return REDUCTIONS[conversion.current.op_type](conversion, value, dims, keep)
+    given = conversion.option("axes", 1) or []
+    if not given and conversion.attribute("noop_with_empty_axes", 0):
+        if conversion.current.op_type not in ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"):
+            conversion.refuse("of each entry alone is not understood")
+        return value
+    rank = len(value.shape)
+    axes = [int(axis) for axis in given or range(rank)]
+    if value.batched and {0, -rank} & set(axes):
+        value = conversion.call(torch.unsqueeze, value, 1, batched=False)
+    dims = tuple(sorted({conversion.dimension(value, axis) for axis in axes}))
+    result = REDUCTIONS[conversion.current.op_type](conversion, value, dims, keep)
+    return result if result.batched else conversion.reshaped(result, result.shape)

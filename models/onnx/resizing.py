@@ -1,4 +1,4 @@
-"""ONNX resizing to a constant size: a constant matrix along each axis, which the certificates bound."""
+"""ONNX resizing to a constant size, a constant matrix along each axis, and blocks of pixels as channels."""
 
 from __future__ import annotations
 
@@ -99,3 +99,29 @@ def resize(conversion: Conversion) -> Known:
         matrix = _matrix(size, coordinates, rounding if mode == "nearest" else None)
         value = _along(conversion, value, conversion.dimension(value, axis), matrix)
     return value
+
+
+@operator("DepthToSpace")
+def depth_to_space(conversion: Conversion) -> Known:
+    """Channels as blocks of pixels, the blocks' axes before or after the remaining channels'."""
+    value, block = conversion.with_samples(conversion.symbol(), 4), int(conversion.attribute("blocksize"))
+    _, channels, height, width = value.shape
+    rest = channels // block**2
+    if conversion.attribute("mode", "DCR") == "DCR":
+        shape, order = (block, block, rest, height, width), (0, 3, 4, 1, 5, 2)
+    else:
+        shape, order = (rest, block, block, height, width), (0, 1, 4, 2, 5, 3)
+    split = conversion.call(torch.reshape, value, (-1, *shape))
+    moved = conversion.call(torch.permute, split, order)
+    return conversion.call(torch.reshape, moved, (-1, rest, height * block, width * block))
+
+
+@operator("SpaceToDepth")
+def space_to_depth(conversion: Conversion) -> Known:
+    """Blocks of pixels as channels, each block's own axes before the channels'."""
+    value, block = conversion.with_samples(conversion.symbol(), 4), int(conversion.attribute("blocksize"))
+    _, channels, height, width = value.shape
+    tall, wide = height // block, width // block
+    split = conversion.call(torch.reshape, value, (-1, channels, tall, block, wide, block))
+    moved = conversion.call(torch.permute, split, (0, 3, 5, 1, 2, 4))
+    return conversion.call(torch.reshape, moved, (-1, channels * block**2, tall, wide))

@@ -231,6 +231,17 @@ def expand(conversion: Conversion) -> Known:
     )
 
 
+@operator("Tile")
+def tile(conversion: Conversion) -> Known:
+    """Copies of the value side by side along each axis."""
+    value = conversion.symbol()
+    for axis, count in enumerate(conversion.fixed(1).tolist()):
+        if count != 1:
+            places = np.tile(np.arange(value.shape[axis]), count)
+            value = picked(conversion, value, conversion.dimension(value, axis), places)
+    return value
+
+
 def _repeated(conversion: Conversion, value: Symbol, axis: int, widths: tuple[int, int], mode: str) -> Symbol:
     """Padding of one axis by its own entries; negative widths are refused."""
     size = value.shape[axis]

@@ -8,6 +8,7 @@ from tests.models.onnx_files import File
 
 IMAGE = (1, 2, 5, 6)
 BOUNDED = None
+RANDOM = np.random.default_rng(2)
 
 
 def one(operator: str, *more: object, shape: tuple[int, ...] = IMAGE, **attributes: object) -> File:
@@ -84,9 +85,60 @@ def resized(mode: str, **attributes: object) -> File:
     return one("Resize", None, scales, sizes, mode=mode, **attributes)
 
 
+def column_of_biases() -> File:
+    """A Gemm whose bias has an entry per row, on as many rows as columns."""
+    file = File(4, 3)
+    file.add("Gemm", "x", file.weights(3, 4), file.weights(4, 1))
+    return file
+
+
+def single_entries() -> File:
+    """An entry of the input, a number without axes, beside two others."""
+    file = File(4)
+    first = file.add(
+        "Unsqueeze", file.add("Relu", file.add("Gather", "x", file.constant(1))), file.constant([0])
+    )
+    file.add("Concat", first, file.add("Gather", "x", file.constant([3, 2])), axis=0)
+    return file
+
+
+def squared() -> File:
+    """x times itself."""
+    file = File(1, 4)
+    file.add("Mul", "x", "x")
+    return file
+
+
+def masked() -> File:
+    """x or a constant, by a constant mask."""
+    file = File(*IMAGE)
+    file.add(
+        "Where",
+        file.constant(RANDOM.random(IMAGE) < 0.5, bool),
+        "x",
+        file.constant(RANDOM.standard_normal(IMAGE)),
+    )
+    return file
+
+
+def matrices() -> File:
+    """A constant with an axis for the sample times x."""
+    file = File(1, 4, 3)
+    file.add("MatMul", file.weights(1, 6, 4), "x")
+    return file
+
+
+def averaged() -> File:
+    """The mean of x, relu(x) and a constant."""
+    file = File(1, 4)
+    file.add("Mean", "x", file.add("Relu"), file.constant([[1.0, 2.0, 3.0, 4.0]]))
+    return file
+
+
 POOL = {"kernel_shape": [3, 2], "strides": [2, 2], "ceil_mode": 1}
 LARGEST = {"kernel_shape": [3, 3], "strides": [2, 3]}
-RANDOM = np.random.default_rng(2)
+KERNEL = RANDOM.standard_normal((2, 3, 3, 2))
+LINE = (1, 2, 9)
 PAIR, CHANNELS = RANDOM.standard_normal((2, 6)), RANDOM.standard_normal((2, 2))
 CASES: dict[str, tuple[File, int, str | None]] = {
     "max last": (one("ReduceMax", axes=[-1], keepdims=0), 13, BOUNDED),
@@ -177,4 +229,44 @@ CASES: dict[str, tuple[File, int, str | None]] = {
     "where": (chosen("Greater", ("x", -1.0)), 13, "gt"),
     "where of shapes": (chosen("LessOrEqual", ("mean", "x")), 13, "le"),
     "a comparison as a number": (counted(), 13, "gt"),
+    "a column of biases": (column_of_biases(), 13, BOUNDED),
+    "entries one by one": (single_entries(), 13, BOUNDED),
+    "a square by multiplication": (squared(), 13, BOUNDED),
+    "mean of values": (averaged(), 13, BOUNDED),
+    "slopes per channel": (one("PRelu", [[[0.3]], [[-0.2]]]), 13, BOUNDED),
+    "a mask": (masked(), 13, BOUNDED),
+    "ceil": (one("Ceil"), 13, "ceil"),
+    "tile": (one("Tile", [1, 2, 1], shape=(1, 2, 3)), 13, BOUNDED),
+    "depth to space": (one("DepthToSpace", blocksize=2, shape=(1, 8, 2, 3)), 13, BOUNDED),
+    "depth to space by columns": (
+        one("DepthToSpace", blocksize=2, mode="CRD", shape=(1, 8, 2, 3)), 13, BOUNDED,
+    ),
+    "space to depth": (one("SpaceToDepth", blocksize=2, shape=(1, 2, 4, 6)), 13, BOUNDED),
+    "matrices of one sample": (matrices(), 13, BOUNDED),
+    "sum of all": (one("ReduceSum", None, keepdims=0), 13, BOUNDED),
+    "mean of all, axes kept": (one("ReduceMean"), 13, BOUNDED),
+    "maximum over samples and channels": (one("ReduceMax", axes=[0, 1]), 13, BOUNDED),
+    "mean over samples and more": (one("ReduceMean", axes=[-4, 2], keepdims=0), 13, BOUNDED),
+    "minimum over samples": (one("ReduceMin", axes=[0]), 13, BOUNDED),
+    "sum of no axes": (one("ReduceSum", np.zeros(0, dtype=np.int64), noop_with_empty_axes=1), 13, BOUNDED),
+    "max pool of one axis": (
+        one("MaxPool", shape=LINE, kernel_shape=[3], strides=[2], pads=[1, 0], ceil_mode=1), 13, BOUNDED,
+    ),
+    "average pool of one axis": (
+        one("AveragePool", shape=LINE, kernel_shape=[4], strides=[3], pads=[1, 2]), 13, BOUNDED,
+    ),
+    "global average of one axis": (one("GlobalAveragePool", shape=LINE), 13, BOUNDED),
+    "global maximum of one axis": (one("GlobalMaxPool", shape=LINE), 13, BOUNDED),
+    "transposed convolution, same above": (
+        one("ConvTranspose", KERNEL, strides=[2, 1], auto_pad="SAME_UPPER"), 13, BOUNDED,
+    ),
+    "transposed convolution, same below": (
+        one("ConvTranspose", KERNEL, strides=[2, 1], auto_pad="SAME_LOWER"), 13, BOUNDED,
+    ),
+    "transposed convolution, uneven": (
+        one("ConvTranspose", KERNEL, CHANNELS[0, [0, 1, 1]], strides=[2, 2], pads=[0, 1, 2, 0]), 13, BOUNDED,
+    ),
+    "transposed convolution, output shape": (
+        one("ConvTranspose", KERNEL, strides=[2, 2], output_shape=[10, 11]), 13, BOUNDED,
+    ),
 }  # fmt: skip

@@ -164,8 +164,12 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
         resized("linear", sizes=[1, 2, 3, 3], antialias=1).model(18),
         "Resize .*antialias",
     ),
-    "maximum over samples": (one("ReduceMax", axes=[0]).model(), "ReduceMax .*samples"),
-    "maximum over all": (one("ReduceMax").model(), "ReduceMax .*name them"),
+    "an axis that is not there": (one("ReduceMax", axes=[4]).model(), "ReduceMax .*no axis 4"),
+    "a word for a number": (one("LeakyRelu", alpha="steep").model(), "LeakyRelu .*malformed"),
+    "more than there is": (
+        one("ConvTranspose", np.ones((2, 1, 2, 2)), output_shape=[20, 20]).model(),
+        "ConvTranspose .*less than its output shape",
+    ),
     "samples normalised": (
         one("LayerNormalization", np.ones(IMAGE), axis=0).model(17),
         "LayerNormalization .*samples",
