@@ -49,20 +49,38 @@ class Answer:
 
 @dataclass(frozen=True)
 class Instance:
-    """A network read twice, by us and by onnxruntime, and the properties to be settled."""
+    """A network read twice, by us and by onnxruntime, what is asked, and the properties to be settled.
+
+    `exact` returns the outputs and, behind them, the sums of inputs that the properties speak of.
+    """
 
     read: OnnxNetwork
     exact: nn.Module
     runtime: Runtime
+    wanted: Specification
     properties: tuple[Property, ...]
 
     def broken_at(self, one: Property, x: Tensor) -> Tensor | None:
         """onnxruntime's outputs at x (of the input's shape) where both readings are unsafe there."""
-        theirs = self.runtime.outputs(x[None])
+        theirs = self.runtime.outputs(x[None])[0]
         with torch.no_grad():
             ours = self.exact(x[None])
-        unsafe = float(one.excess(theirs)) <= 0 and float(one.excess(ours)) <= 0
-        return theirs[0] if unsafe else None
+        whole = torch.cat([theirs, self.wanted.sums @ x.flatten()])[None]
+        unsafe = float(one.excess(whole)) <= 0 and float(one.excess(ours)) <= 0
+        return theirs if unsafe and self.wanted.holds(x.flatten(), theirs) else None
+
+
+class WithSums(nn.Module):
+    """A network's outputs with sums of its inputs behind them: (n, outputs + m); rows (m, inputs)."""
+
+    def __init__(self, network: nn.Module, rows: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.sums = nn.utils.skip_init(nn.Linear, rows.shape[1], rows.shape[0], bias=False, dtype=rows.dtype)
+        self.sums.weight.data = rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.network(x), self.sums(x.flatten(1))], 1)
 
 
 def load(onnx: Path, vnnlib: Path) -> Instance:
@@ -73,7 +91,9 @@ def load(onnx: Path, vnnlib: Path) -> Instance:
     onnx, vnnlib = _present(onnx), _present(vnnlib)
     network, wanted = read(onnx), read_vnnlib(vnnlib)
     _check_sizes(onnx, network, vnnlib, wanted)
-    exact = copy.deepcopy(network.network).double()
+    exact: nn.Module = copy.deepcopy(network.network).double()
+    if len(wanted.sums):
+        exact = WithSums(exact, wanted.sums).eval()
     trace(exact)
     properties = tuple(
         Property(one.lower.reshape(network.shape), one.upper.reshape(network.shape), one.clauses)
@@ -82,7 +102,7 @@ def load(onnx: Path, vnnlib: Path) -> Instance:
     runtime = Runtime(onnx, network)
     for one in properties[:1]:
         check_agreement(network, runtime, one.lower, one.upper)
-    return Instance(network, exact, runtime, properties)
+    return Instance(network, exact, runtime, wanted, properties)
 
 
 def _present(path: Path) -> Path:
@@ -131,6 +151,8 @@ def verify(onnx: Path, vnnlib: Path, seconds: float, seed: int = 0) -> Answer:
                 if found is not None:
                     return Answer("sat", *found, prepared - start, time.perf_counter() - prepared)
                 denied, note = True, "a counterexample in double precision is none in the file's own"
+                if instance.wanted.strict:
+                    note += ", or lies on the boundary of a strict inequality"
             elif verdict.status != "certified":
                 undecided.append(one)
         waiting = undecided
@@ -142,7 +164,8 @@ def verify(onnx: Path, vnnlib: Path, seconds: float, seed: int = 0) -> Answer:
 def confirmed(instance: Instance, one: Property, witness: Tensor) -> tuple[Tensor, Tensor] | None:
     """A counterexample that holds in both precisions, at the witness or nearby, and its outputs.
 
-    Prefers inputs that single precision holds exactly; all lie inside the property's bounds.
+    Prefers inputs that single precision holds exactly; all lie inside the property's bounds, away from
+    them where some inequality is strict.
     """
     x = witness.detach().double().reshape(one.lower.shape)
     width = one.upper - one.lower
@@ -156,6 +179,8 @@ def confirmed(instance: Instance, one: Property, witness: Tensor) -> tuple[Tenso
         (slope,) = torch.autograd.grad(one.excess(instance.exact(moving[None])).sum(), moving)
         size = 1e-6 * 1.5**step
         x = (x - size * width * slope.sign()).clamp(one.lower, one.upper)
+        if instance.wanted.strict:
+            x = x + min(size, 1.0) * ((one.lower + one.upper) / 2 - x)
     return None
 
 

@@ -6,12 +6,15 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from models.errors import UserError
 
 TOKEN = re.compile(r";[^\n]*|[()]|[^\s();]+|\n")
+
+# How far, as a share of its largest term, the sum of a constraint may be above 0 by rounding.
+ROUNDING = 1e-14
 
 # More alternatives than any published benchmark has.
 ALTERNATIVES = 200_000
@@ -72,15 +75,30 @@ def expressions(text: str) -> Iterator[Expression]:
 
 @dataclass(frozen=True)
 class Linear:
-    """sum of factors[name] * name + constant, at a line of the file; as a constraint it is <= 0."""
+    """sum of factors[name] * name + constant, at a line of the file; as a constraint it is <= 0, or < 0."""
 
     factors: dict[str, float]
     constant: float
     line: int
+    strict: bool = False
 
-    def names_an_input(self) -> bool:
-        """Whether an input stands in it."""
-        return any(name[0] == "X" for name in self.factors)
+    def bounds_an_input(self) -> bool:
+        """Whether it speaks of one input and nothing else."""
+        return len(self.factors) == 1 and not self.names("Y")
+
+    def names(self, letter: str) -> dict[int, float]:
+        """The factors of the inputs "X" or the outputs "Y" by their number."""
+        return {int(name[2:]): factor for name, factor in self.factors.items() if name[0] == letter}
+
+    def is_false(self) -> bool:
+        """Whether it holds nowhere, since it speaks of numbers alone."""
+        return not self.factors and (self.constant > 0 or (self.strict and self.constant == 0))
+
+    def holds(self, point: dict[str, float]) -> bool:
+        """Whether the constraint holds at a point; up to rounding where it is not strict."""
+        parts = [self.constant, *(factor * point[name] for name, factor in self.factors.items())]
+        total = math.fsum(parts)
+        return total < 0 if self.strict else total <= ROUNDING * max(map(abs, parts))
 
     def times(self, factor: float) -> Linear:
         """The same, multiplied by a number."""
@@ -138,7 +156,7 @@ def _number(token: Expression) -> float:
 
 
 def linear_constraints(formula: Expression, declared: dict[str, int]) -> list[Linear]:
-    """<=, >=, <, > or = of two or more terms, as terms that are <= 0; strict ones as closed ones."""
+    """<=, >=, <, > or = of two or more terms, as terms that are <= 0, or < 0."""
     word = formula.head()
     if len(formula.parts) < 3:
         formula.fail(f"has {len(formula.parts) - 1} arguments: write ({word.text} TERM TERM)")
@@ -149,7 +167,7 @@ def linear_constraints(formula: Expression, declared: dict[str, int]) -> list[Li
             found.append(first.plus(second.times(-1.0)))
         if word.text in (">=", ">", "="):
             found.append(second.plus(first.times(-1.0)))
-    return found
+    return [replace(one, strict=word.text in ("<", ">")) for one in found]
 
 
 def disjuncts(formula: Expression, declared: dict[str, int]) -> list[list[Linear]]:

@@ -1,7 +1,8 @@
 """Reads and writes VNN-LIB 1.0: which outputs are unsafe for which inputs.
 
 Inputs X_i and outputs Y_j are declared as constants; assertions join linear inequalities by `and`
-and `or`. A strict inequality is read as the closed one: its boundary counts as unsafe.
+and `or`. A strict inequality is proved as the closed one, whose boundary counts as unsafe; a
+counterexample has to satisfy it as it is.
 Source: Demarchi, Guidotti, Pulina, Tacchella 2023, "Supporting standardization of neural networks
 verification with VNN-LIB and CoCoNet".
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from certify.property import Clause, Property
 from certify.syntax import ALTERNATIVES, Expression, Linear, disjuncts, expressions
@@ -27,19 +29,40 @@ from models.errors import UserError
 class Specification:
     """What a file declares and asserts: broken where one of the properties is.
 
-    Every property has bounds of shape (inputs,) and clauses over (outputs,).
+    Every property has bounds of shape (inputs,) and clauses over (outputs + m,): behind the outputs stand
+    the m sums of inputs, rows of `sums` (m, inputs), that constraints on several inputs or on inputs and
+    outputs speak of. `assertions` are the file's own: each asks for all of one of its alternatives.
     """
 
     inputs: int
     outputs: int
     properties: tuple[Property, ...]
+    sums: Tensor
+    assertions: tuple[list[list[Linear]], ...]
+
+    def holds(self, x: Tensor, y: Tensor) -> bool:
+        """Whether inputs x (inputs,) with outputs y (outputs,) are what the assertions ask for."""
+        point = {
+            f"{letter}_{i}": v
+            for letter, values in (("X", x), ("Y", y))
+            for i, v in enumerate(values.tolist())
+        }
+        return all(
+            any(all(constraint.holds(point) for constraint in case) for case in choice)
+            for choice in self.assertions
+        )
+
+    @property
+    def strict(self) -> bool:
+        """Whether some inequality is strict."""
+        return any(one.strict for choice in self.assertions for case in choice for one in case)
 
 
 def read_vnnlib(path: Path) -> Specification:
     """The properties in a .vnnlib file or its .gz; raises UserError, naming line and token."""
     try:
         content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
     except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError, OSError) as error:
@@ -60,8 +83,11 @@ def parse_vnnlib(text: str) -> Specification:
             _declare(command, declared)
         elif head.text == "assert":
             command.expect(2, "(assert FORMULA)")
-            alternatives.append(disjuncts(command.parts[1], declared))
-        elif head.text not in ("set-logic", "set-info", "set-option", "check-sat", "exit"):
+            try:
+                alternatives.append(disjuncts(command.parts[1], declared))
+            except RecursionError:
+                command.fail("is nested too deeply")
+        elif head.text not in ("set-logic", "set-info", "set-option", "check-sat", "get-model", "exit"):
             head.fail("is not understood: VNN-LIB 1.0 has declare-const and assert")
     inputs, outputs = _count(declared, "X"), _count(declared, "Y")
     if math.prod(len(choice) for choice in alternatives) > ALTERNATIVES:
@@ -71,7 +97,26 @@ def parse_vnnlib(text: str) -> Specification:
     base = _Box(inputs)
     base.cut(shared)
     cases = (itertools.chain.from_iterable(case) for case in itertools.product(*several))
-    return Specification(inputs, outputs, _properties(base, shared, cases, outputs))
+    sums = _sums(itertools.chain.from_iterable(itertools.chain.from_iterable(alternatives)))
+    rows = torch.zeros(len(sums), inputs, dtype=torch.float64)
+    for row, one in zip(rows, sums, strict=True):
+        for place, factor in one:
+            row[place] = factor
+    properties = _properties(base, shared, cases, outputs, sums)
+    return Specification(inputs, outputs, properties, rows, tuple(alternatives))
+
+
+Sum = tuple[tuple[int, float], ...]
+
+
+def _sums(constraints: Iterable[Linear]) -> dict[Sum, int]:
+    """The sums of inputs that constraints other than bounds speak of, numbered."""
+    found: dict[Sum, int] = {}
+    for constraint in constraints:
+        one = tuple(constraint.names("X").items())
+        if one and not constraint.bounds_an_input():
+            found.setdefault(one, len(found))
+    return found
 
 
 def _declare(command: Expression, declared: dict[str, int]) -> None:
@@ -113,16 +158,9 @@ class _Box:
         """Applies the constraints on inputs, each a x + c <= 0 with one input x."""
         below, above = self.lower.numpy(), self.upper.numpy()
         for constraint in constraints:
-            names = [name for name in constraint.factors if name[0] == "X"]
-            if not names:
+            if not constraint.bounds_an_input():
                 continue
-            if len(constraint.factors) > 1:
-                kind = "several inputs" if len(names) == len(constraint.factors) else "inputs and outputs"
-                raise UserError(
-                    f"line {constraint.line}: a constraint that joins {kind} is not understood: "
-                    "bound each input by numbers"
-                )
-            factor, place = constraint.factors[names[0]], int(names[0][2:])
+            ((place, factor),) = constraint.names("X").items()
             edge = -constraint.constant / factor
             if factor > 0:
                 above[place] = min(above[place], edge)
@@ -147,39 +185,41 @@ class _Box:
 
 
 def _properties(
-    base: _Box, shared: list[Linear], cases: Iterable[Iterable[Linear]], outputs: int
+    base: _Box, shared: list[Linear], cases: Iterable[Iterable[Linear]], outputs: int, sums: dict[Sum, int]
 ) -> tuple[Property, ...]:
     """One property for each set of inputs, with a clause for each alternative on the outputs.
 
     Alternatives that no input or no output satisfies are left out.
     """
     found: dict[bytes, tuple[_Box, list[Clause]]] = {}
-    common = [constraint for constraint in shared if not constraint.names_an_input()]
+    common = [constraint for constraint in shared if not constraint.bounds_an_input()]
     for case in cases:
         constraints = list(case)
         box = base
-        if any(constraint.names_an_input() for constraint in constraints):
+        if any(constraint.bounds_an_input() for constraint in constraints):
             box = base.copy()
             box.cut(constraints)
         if box is not base and box.empty():
             continue
         box.checked()
-        unsafe = common + [constraint for constraint in constraints if not constraint.names_an_input()]
+        unsafe = common + [constraint for constraint in constraints if not constraint.bounds_an_input()]
         varying = [constraint for constraint in unsafe if constraint.factors]
-        if any(not constraint.factors and constraint.constant > 0 for constraint in unsafe):
+        if any(constraint.is_false() for constraint in unsafe):
             continue
-        if not varying:
+        if not any(constraint.names("Y") for constraint in varying):
             raise UserError("nothing is asserted of the outputs: every input would be unsafe")
         key = box.lower.numpy().tobytes() + box.upper.numpy().tobytes()
-        found.setdefault(key, (box, []))[1].append(_clause(varying, outputs))
+        found.setdefault(key, (box, []))[1].append(_clause(varying, outputs, sums))
     return tuple(Property(box.lower, box.upper, tuple(clauses)) for box, clauses in found.values())
 
 
-def _clause(constraints: Sequence[Linear], outputs: int) -> Clause:
-    rows = torch.zeros(len(constraints), outputs, dtype=torch.float64)
+def _clause(constraints: Sequence[Linear], outputs: int, sums: dict[Sum, int]) -> Clause:
+    rows = torch.zeros(len(constraints), outputs + len(sums), dtype=torch.float64)
     for row, constraint in zip(rows, constraints, strict=True):
-        for name, factor in constraint.factors.items():
-            row[int(name[2:])] = factor
+        for place, factor in constraint.names("Y").items():
+            row[place] = factor
+        if inputs := tuple(constraint.names("X").items()):
+            row[outputs + sums[inputs]] = 1.0
     return Clause(
         rows, torch.tensor([constraint.constant for constraint in constraints], dtype=torch.float64)
     )

@@ -103,6 +103,48 @@ def test_every_alternative_counts(folder: Path, capsys: pytest.CaptureFixture[st
     assert inside(capsys, *arguments)[:2] == (0, "unsat\n")
 
 
+def test_what_lies_on_the_boundary_of_a_strict_inequality_is_no_counterexample(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Y_1 = 1 everywhere, and Y_0 = 0.8 at the corners alone."""
+    arguments = ("--onnx", folder / "net.onnx", "--vnnlib", folder / "p.vnnlib", "--timeout", 5)
+    for condition, verdict in (
+        ("(> Y_1 1.0)", "unknown"),
+        ("(>= Y_1 1.0)", "sat"),
+        ("(and (< X_0 0.4) (> X_0 -0.4) (< X_1 0.4) (> X_1 -0.4) (>= Y_0 0.7999))", "sat"),
+        ("(and (< X_0 0.4) (> X_0 -0.4) (>= Y_0 0.8000001))", "unsat"),
+        ("(< Y_0 Y_0)", "unsat"),
+    ):
+        (folder / "p.vnnlib").write_text(reach(-0.4, 0.4, condition), encoding="utf-8")
+        code, shown, errors = inside(capsys, *arguments)
+        assert (code, shown.split("\n")[0]) == (0, verdict), condition
+        assert ("boundary" in errors) == (verdict == "unknown")
+        if "X_0" in condition and verdict == "sat":
+            found = witness_of(shown.partition("\n")[2])
+            assert abs(found["X_0"]) < 0.4
+            assert abs(found["X_1"]) < 0.4
+
+
+def test_constraints_may_join_inputs_and_outputs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Y_0 = |X_0| + |X_1| is at most 0.6 where the inputs' sum is at most -0.2 and X_1 at least 0.2."""
+    arguments = ("--onnx", folder / "net.onnx", "--vnnlib", folder / "p.vnnlib", "--timeout", 20)
+    cut = "(<= (+ X_0 X_1) -0.2) (>= X_1 0.2)"
+    for condition, verdict in (
+        (f"(and {cut} (>= Y_0 0.61))", "unsat"),
+        (f"(and {cut} (>= Y_0 0.59))", "sat"),
+        ("(<= Y_0 (+ X_0 X_1 -0.001))", "unsat"),
+        ("(and (<= Y_0 (- X_0 X_1)) (>= X_0 0.3) (<= X_1 -0.3))", "sat"),
+    ):
+        (folder / "p.vnnlib").write_text(reach(-0.4, 0.4, condition), encoding="utf-8")
+        code, shown, _ = inside(capsys, *arguments)
+        assert (code, shown.split("\n")[0]) == (0, verdict), condition
+        if verdict == "sat" and "+" in condition:
+            found = witness_of(shown.partition("\n")[2])
+            assert found["X_0"] + found["X_1"] <= -0.2
+            assert found["X_1"] >= 0.2
+            assert found["Y_0"] >= 0.59
+
+
 @pytest.mark.parametrize("style", [acas, columns])
 def test_random_networks_are_never_proved_where_sampling_breaks_them(
     style, tmp_path: Path, capsys: pytest.CaptureFixture[str]
