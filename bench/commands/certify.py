@@ -47,6 +47,8 @@ def execute(
         raise UserError("give --onnx NET and --vnnlib PROPERTY, or --batch instances.csv")
     if results is not None:
         raise UserError("--results belongs to --batch: one property is answered on stdout")
+    if witness is not None and witness.is_dir():
+        raise UserError(f"--witness {witness} is a folder: name the file to be written")
     answer = verify(onnx, vnnlib, TIMEOUT if timeout is None else timeout, seed)
     print(answer.result)
     if answer.note:
@@ -55,8 +57,15 @@ def execute(
         if witness is None:
             print(answer.witness(), end="")
         else:
-            write_atomically(witness, answer.witness().encode())
+            _write(witness, answer.witness())
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _batch(batch: Path, timeout: float | None, witness: Path | None, results: Path, seed: int) -> int:
@@ -68,7 +77,7 @@ def _batch(batch: Path, timeout: float | None, witness: Path | None, results: Pa
     lines, folder = _lines(batch, timeout), batch.resolve().parent
     kept = _finished(results)
     finished = Counter((row[1], row[2]) for row in kept)
-    write_atomically(results, _text(kept).encode())
+    _write(results, _text(kept))
     failed = 0
     for number, line in enumerate(lines, start=1):
         if finished[line.onnx, line.vnnlib]:
@@ -85,7 +94,7 @@ def _batch(batch: Path, timeout: float | None, witness: Path | None, results: Pa
         if answer.note:
             print(f"{batch}, instance {number}: {answer.note}", file=sys.stderr)
         if answer.result == "sat" and witness is not None:
-            write_atomically(witness / _witness_name(line), answer.witness().encode())
+            _write(witness / _witness_name(line), answer.witness())
         _append(results, folder.name, line, answer)
         print(f"[{number}/{len(lines)}] {line.onnx} {line.vnnlib}: {answer.result}", flush=True)
     counts = Counter(row[4] for row in _whole(results))
@@ -98,9 +107,9 @@ def _batch(batch: Path, timeout: float | None, witness: Path | None, results: Pa
 def _lines(batch: Path, timeout: float | None) -> list[Line]:
     """The instances; `timeout` replaces the file's third column. Raises UserError, naming the line."""
     try:
-        rows = list(csv.reader(batch.read_text(encoding="utf-8").splitlines()))
-    except OSError as error:
-        raise UserError(f"--batch {batch} cannot be read: {error.strerror}") from None
+        rows = list(csv.reader(batch.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--batch {batch} cannot be read: {_brief(error)}") from None
     found = []
     for number, row in enumerate(rows, start=1):
         if not "".join(row).strip():
@@ -118,6 +127,10 @@ def _lines(batch: Path, timeout: float | None) -> list[Line]:
     return found
 
 
+def _brief(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 def _finished(results: Path) -> list[list[str]]:
     """The rows of an earlier call that need not be run again."""
     return [row for row in _whole(results) if row[4] != "error"]
@@ -129,6 +142,8 @@ def _whole(results: Path) -> list[list[str]]:
         text = results.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--results {results} cannot be read: {_brief(error)}") from None
     whole = text[: text.rfind("\n") + 1]
     return [row for row in csv.reader(whole.splitlines()) if len(row) == 6]
 

@@ -282,6 +282,10 @@ def test_mistakes_are_one_line_and_exit_code_2(folder: Path, capsys: pytest.Capt
     (folder / "bad.vnnlib").write_text(reach(0, 1, "(>= Y_0 one)"), encoding="utf-8")
     (folder / "instances.csv").write_text("net.onnx,holds.vnnlib\n", encoding="utf-8")
     (folder / "empty.csv").write_text("\n", encoding="utf-8")
+    (folder / "latin.csv").write_bytes(b"net\xe9.onnx,holds.vnnlib,5\n")
+    (folder / "binary.csv").write_bytes(b"\xff\xfe\n")
+    (folder / "good.csv").write_text("net.onnx,fails.vnnlib,30\n", encoding="utf-8")
+    fails, good = ("--vnnlib", folder / "fails.vnnlib"), ("--batch", folder / "good.csv")
     top = File(1, 2)
     top.add("TopK", "x", top.constant([1]), outputs=2)
     top.write(folder / "top.onnx")
@@ -296,6 +300,11 @@ def test_mistakes_are_one_line_and_exit_code_2(folder: Path, capsys: pytest.Capt
         "--results belongs to --batch": (*net, *holds, "--results", folder / "r.csv"),
         "line 1: write onnx,vnnlib,timeout": ("--batch", folder / "instances.csv"),
         "has no instances": ("--batch", folder / "empty.csv"),
+        "is a folder: name the file": (*net, *fails, "--witness", folder),
+        "latin.csv cannot be read: 'utf-8' codec": ("--batch", folder / "latin.csv"),
+        "binary.csv cannot be read: 'utf-8' codec": (*good, "--results", folder / "binary.csv"),
+        f"--results {folder} cannot be read: Is a directory": (*good, "--results", folder),
+        "r.csv cannot be read: Not a directory": (*good, "--results", folder / "net.onnx" / "r.csv"),
         "cannot be read: No such file": ("--batch", folder / "absent.csv"),
         "declares 3 inputs, but the network": (*net, "--vnnlib", folder / "wide.vnnlib"),
         "declares 5 outputs, but the network": (*net, "--vnnlib", folder / "many.vnnlib"),
@@ -309,6 +318,21 @@ def test_mistakes_are_one_line_and_exit_code_2(folder: Path, capsys: pytest.Capt
         assert errors.startswith("error: ")
         assert errors.count("\n") == 1
         assert message in errors
+
+
+def test_a_witness_that_cannot_be_written_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ("--onnx", folder / "net.onnx", "--vnnlib", folder / "fails.vnnlib")
+    code, shown, errors = inside(capsys, *files, "--witness", folder / "net.onnx" / "w")
+    assert (code, shown) == (2, "sat\n")
+    assert re.fullmatch(r"error: .*net\.onnx/w cannot be written: .*\n", errors)
+
+
+def test_a_batch_may_start_with_a_byte_order_mark(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "marked.csv").write_bytes(b"\xef\xbb\xbfnet.onnx,holds.vnnlib,30\r\n")
+    arguments = ("--batch", folder / "marked.csv", "--results", folder / "r.csv")
+    assert inside(capsys, *arguments)[0] == 0
 
 
 def test_seen_from_outside(folder: Path) -> None:
