@@ -16,7 +16,7 @@ import pickle
 import re
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,15 @@ SETTING = re.compile(rf"@({'|'.join(SETTINGS)})=")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a source finds a network: its text, the arguments for a function, and a weights file."""
+    """Where a source finds a network: its text, the arguments for a function, and a weights file.
+
+    images is the shape (c, h, w) of what the network will be handed, () where that is not known.
+    """
 
     text: str
     arguments: dict[str, Any] = field(default_factory=dict)
     weights: Path | None = None
+    images: tuple[int, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -85,7 +89,8 @@ class ModelLine:
 
         `shape` (c, h, w) of the images, where it is known, decides whether they must be resized.
         """
-        network = SOURCES[self.source](self.place).eval()
+        resized = (shape[0], *self.size) if self.size and len(shape) == 3 else shape
+        network = SOURCES[self.source](replace(self.place, images=resized)).eval()
         return Prepared.around(network, self.settings, self.text, shape).eval()
 
     @property

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 
 import torch
 from torch import Tensor, nn
 
 from models.errors import UserError
-from models.onnx.reader import read
+from models.onnx.reader import OnnxNetwork, read
 from models.onnx.runtime import Runtime, check_agreement
 from models.sources.base import SOURCES, Place
 
@@ -46,13 +47,47 @@ def _brief(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0][:150]
 
 
+class Rearranged(nn.Module):
+    """A network behind its own arrangement of an image's entries: `order` of the axes, then `shape`."""
+
+    def __init__(self, network: nn.Module, order: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.network, self.order, self.shape = network, order, shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.network(x.permute(self.order).reshape(-1, *self.shape))
+        return out
+
+
+def _for_images(network: OnnxNetwork, place: Place) -> nn.Module:
+    """The network for images (n, c, h, w), which it may take flat, channels last, or with other axes of size 1.
+
+    Raises UserError where it takes something else.
+    """
+    images, shape = place.images, network.shape
+    if not images or images == shape:
+        return network.network
+    order = tuple(range(len(images) + 1))
+    rest, wanted = ([size for size in sizes if size != 1] for sizes in (images, shape))
+    if wanted == rest or wanted == [math.prod(images)]:
+        return Rearranged(network.network, order, shape)
+    if len(images) == 3 and shape == (*images[1:], images[0]):
+        return Rearranged(network.network, (0, 2, 3, 1), shape)
+    mend = "give it images of that shape"
+    if shape[1:] == images:
+        mend = "export it for a batch of one"
+    elif len(shape) == len(images) == 3 and shape[0] == images[0]:
+        mend = f"add @size={shape[1]}" + (f",{shape[2]}" if shape[1] != shape[2] else "")
+    raise UserError(f"{place.text} takes inputs of shape {shape}, but the images are {images}: {mend}")
+
+
 def _onnx(place: Place) -> nn.Module:
     """An ONNX file, in single precision, compared with onnxruntime on random inputs."""
     _alone(place, "an ONNX file")
     network = read(place.path)
     low, high = torch.zeros(network.shape), torch.ones(network.shape)
     check_agreement(network, Runtime(place.path, network), low, high)
-    return network.network.float()
+    return _for_images(network, place).float()
 
 
 def _torchscript(place: Place) -> nn.Module:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,6 +14,7 @@ from torch import nn
 
 import models.data
 from bench import evaluate
+from certify.graph import trace
 from models.base import Batch
 from models.discover import import_modules
 from models.errors import UserError
@@ -280,6 +282,58 @@ def test_an_onnx_file_is_a_model_too(tmp_path: Path) -> None:
     opened = open_model(f"onnx:{path}@classes=3", images(), 3)
     assert opened.classifier.num_classes == 3
     assert opened.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("channels", "shape"),
+    [
+        (1, (1, 36)),
+        (1, (36,)),
+        (1, (36, 1)),
+        (1, (1, 6, 6)),
+        (1, (1, 6, 6, 1)),
+        (3, (1, 108)),
+        (3, (1, 6, 6, 3)),
+    ],
+)
+def test_an_onnx_file_takes_images_as_it_arranges_them(
+    channels: int, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Flat, as a column, without channels or with channels last: a sum of the entries, each by its place."""
+    file = File(*shape)
+    weights = np.arange(36.0 * channels * 2).reshape(channels, 6, 6, 2)
+    last = weights.transpose(1, 2, 0, 3) if shape[-1] == 3 else weights
+    file.add("Gemm", file.add("Reshape", "x", file.constant([1, -1])), file.constant(last.reshape(-1, 2)))
+    path = file.write(tmp_path / "net.onnx")
+    batch = images(channels=channels)
+    batch = Batch.of(batch.x, batch.y % 2)
+    opened = open_model(f"onnx:{path}", batch, 2)
+    expected = torch.einsum("nchw,chwk->nk", batch.x, torch.from_numpy(weights).float())
+    assert torch.allclose(opened.classifier.logits(batch.x), expected, rtol=1e-4)
+    trace(opened.classifier)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 3, 6, 6), r"inputs of shape \(3, 6, 6\), but the images are \(1, 6, 6\): give it images"),
+        ((1, 1, 8, 8), "add @size=8"),
+        ((1, 1, 8, 9), "add @size=8,9"),
+        ((4, 1, 6, 6), "export it for a batch of one"),
+    ],
+)
+def test_an_onnx_file_for_other_images_says_which(
+    shape: tuple[int, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = File(*shape)
+    file.add("Gemm", file.add("Reshape", "x", file.constant([1, -1])), file.weights(int(np.prod(shape)), 3))
+    path = file.write(tmp_path / "net.onnx")
+    with pytest.raises(UserError, match=message):
+        open_model(f"onnx:{path}", images(), 3)
+    if "size" in message:
+        settings = message.removeprefix("add ")
+        assert open_model(f"onnx:{path}{settings}", images(), 3).classifier.num_classes == 3
+    assert capsys.readouterr().err == ""
 
 
 def test_the_fingerprint_follows_weights_settings_and_code(folder: Path) -> None:
