@@ -24,6 +24,7 @@ import models.onnx.reductions
 import models.onnx.resizing
 import models.onnx.shapes  # noqa: F401
 from models.errors import NotApplicable, UserError
+from models.onnx.chain import as_chain
 from models.onnx.conversion import Conversion, Symbol
 from models.onnx.patterns import with_gelu
 
@@ -101,7 +102,8 @@ def convert(model: ModelProto) -> OnnxNetwork:
     conversion.graph.output(logits.node)
     network = fx.GraphModule(conversion.root, conversion.graph, "OnnxNetwork").eval()
     _check_samples(network, torch.full((2, *shape), 0.5, dtype=conversion.dtype), logits.example.shape[1])
-    return OnnxNetwork(network, shape, declared, logits.example.shape[1])
+    chain = as_chain(network, torch.full((1, *shape), 0.5, dtype=conversion.dtype))
+    return OnnxNetwork(chain, shape, declared, logits.example.shape[1])
 
 
 def _check_samples(network: nn.Module, x: Tensor, outputs: int) -> None:

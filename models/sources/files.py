@@ -60,13 +60,15 @@ class Rearranged(nn.Module):
 
 
 def _for_images(network: OnnxNetwork, place: Place) -> nn.Module:
-    """The network for images (n, c, h, w), which it may take flat, channels last, or with other axes of size 1.
+    """The network for images (n, c, h, w), which it may take flat, channels last, or with other unit axes.
 
     Raises UserError where it takes something else.
     """
     images, shape = place.images, network.shape
     if not images or images == shape:
         return network.network
+    if shape == (math.prod(images),):
+        return nn.Sequential(nn.Flatten(), network.network)
     order = tuple(range(len(images) + 1))
     rest, wanted = ([size for size in sizes if size != 1] for sizes in (images, shape))
     if wanted == rest or wanted == [math.prod(images)]:

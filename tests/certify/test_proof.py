@@ -31,8 +31,10 @@ from models.checkpoint import SHIPPED
 from models.data import load_data
 from models.errors import NotApplicable, UserError
 from models.randomness import Randomness
+from models.sources.opening import open_model
 from models.threat import ThreatModel
 from tests.certify.builders import batch, mlp, model, smallest_margins
+from tests.models.onnx_files import File
 
 CONV_SMALL = SHIPPED / "conv-small+polytope.safetensors"
 
@@ -164,6 +166,20 @@ def test_a_linear_network_has_its_closed_form(tmp_path):
     ]
     assert write_proof(tmp_path / "p", judged, data, linf(0.01)) == "ibp"
     assert proved_margins(tmp_path / "p") == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_chain_from_an_onnx_file_is_proved(tmp_path):
+    file = File(1, 36)
+    file.add("Relu", file.add("Add", file.add("MatMul", "x", file.weights(36, 6)), file.weights(6)))
+    file.add("MatMul", file.last, file.weights(6, 3))
+    source = file.write(tmp_path / "net.onnx")
+    data = batch(3, (1, 6, 6), classes=3)
+    judged = open_model(f"onnx:{source}", data, 3).classifier
+    data = labels(judged, data)
+    for i in range(3):
+        path = tmp_path / str(i)
+        assert write_proof(path, judged, data[slice(i, i + 1)], linf(1e-4), ("ibp",)) == "ibp"
+        assert min(proved_margins(path)) > 0
 
 
 def test_what_is_broken_has_no_file(shipped, tmp_path):

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from torch import nn
 
 from certify.graph import trace
 from models.errors import UserError
@@ -156,6 +157,34 @@ def test_functions_that_a_file_defines_are_read(tmp_path: Path) -> None:
     onnx.save(content, path)
     network = read(path)
     assert check_agreement(network, Runtime(path, network), -torch.ones(4), torch.ones(4)) < 1e-6
+
+
+def test_a_chain_of_layers_becomes_one(tmp_path: Path) -> None:
+    """MatMul and Add are one Linear; a file that goes another way, or adds something else, is no chain."""
+    file = File(1, 1, 6, 6)
+    file.add("Relu", file.add("Conv", "x", file.weights(2, 1, 3, 3), file.weights(2), strides=[2, 2]))
+    file.add("Reshape", file.last, file.constant([1, -1]))
+    file.add("MatMul", file.last, file.weights(8, 5))
+    file.add("Relu", file.add("Add", file.weights(5), file.last))
+    file.add("Gemm", file.last, file.weights(5, 3), file.weights(3))
+    path = file.write(tmp_path / "net.onnx")
+    network = read(path)
+    kinds = [type(layer).__name__ for layer in network.network.children()]
+    assert kinds == ["Conv2d", "ReLU", "Flatten", "Linear", "ReLU", "Linear"]
+    low = torch.zeros(network.shape)
+    assert check_agreement(network, Runtime(path, network), low - 1, low + 1) < 1e-6
+    logits = file.last
+    for name, more in (("Relu", []), ("Add", [file.weights(1)]), ("Add", ["flipped"]), ("Add", [logits])):
+        file.last = logits
+        if more == ["flipped"]:
+            file.add("Neg")
+            more = [file.last]
+        file.add(name, logits, *more)
+        assert not isinstance(convert(file.model()).network, nn.Sequential) or name == "Relu"
+    # A node behind the output is no part of the network.
+    content = file.model()
+    content.graph.output[0].name = logits
+    assert not isinstance(convert(content).network, nn.Sequential)
 
 
 @pytest.mark.parametrize("half", ["last", "first"])
