@@ -16,6 +16,7 @@ from certify.graph import trace
 from certify.property import Property
 from certify.vnnlib import Specification, read_vnnlib
 from models.errors import NotApplicable, UserError
+from models.onnx.ending import without_softmax
 from models.onnx.reader import OnnxNetwork, read
 from models.onnx.runtime import Runtime, check_agreement
 
@@ -51,7 +52,8 @@ class Answer:
 class Instance:
     """A network read twice, by us and by onnxruntime, what is asked, and the properties to be settled.
 
-    `exact` returns the outputs and, behind them, the sums of inputs that the properties speak of.
+    `exact` returns the outputs and, behind them, the sums of inputs that the properties speak of; it returns
+    the logits in place of a softmax's outputs where these are only compared with each other.
     """
 
     read: OnnxNetwork
@@ -92,6 +94,8 @@ def load(onnx: Path, vnnlib: Path) -> Instance:
     network, wanted = read(onnx), read_vnnlib(vnnlib)
     _check_sizes(onnx, network, vnnlib, wanted)
     exact: nn.Module = copy.deepcopy(network.network).double()
+    if not len(wanted.sums) and all(one.compares_only() for one in wanted.properties):
+        exact = without_softmax(exact)
     if len(wanted.sums):
         exact = WithSums(exact, wanted.sums).eval()
     trace(exact)

@@ -66,6 +66,14 @@ class Property:
         if len({clause.rows.shape[1] for clause in self.clauses}) > 1:
             raise UserError("the clauses speak of different numbers of outputs")
 
+    def compares_only(self) -> bool:
+        """Whether every row of every clause says that one output is at least another."""
+        return all(
+            bool((clause.rows.sum(1) == 0).all() and (clause.rows.ne(0).sum(1) == 2).all())
+            and not bool(clause.offsets.any())
+            for clause in self.clauses
+        )
+
     def excess(self, outputs: Tensor) -> Tensor:
         """min over the clauses of their excess, for outputs (n, outputs): (n,), <= 0 where unsafe."""
         return torch.stack([clause.excess(outputs) for clause in self.clauses]).amin(0)

@@ -125,6 +125,39 @@ def test_what_lies_on_the_boundary_of_a_strict_inequality_is_no_counterexample(
             assert abs(found["X_1"]) < 0.4
 
 
+@pytest.mark.parametrize("ending", ["Softmax", "LogSoftmax"])
+def test_outputs_of_a_softmax_may_be_compared(
+    ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Logits |X_0| + |X_1| and 1 as in `absolute`: the order is theirs, sizes are the softmax's own."""
+    file = File(1, 2)
+    file.add("Relu", file.add("Gemm", "x", file.constant([[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]])))
+    file.add("Gemm", file.last, file.constant([[1.0, 0.0]] * 4), file.constant([0.0, 1.0]))
+    file.add(ending, axis=1)
+    path = file.write(tmp_path / "net.onnx")
+    for high, condition, verdict in (
+        (0.49, "(>= Y_0 Y_1)", "unsat"),
+        (0.51, "(and (>= Y_0 Y_1))", "sat"),
+        (0.51, "(or (<= Y_1 Y_0) (<= Y_1 Y_0))", "sat"),
+        (0.49, "(and (>= Y_0 Y_1) (<= X_0 Y_1))", "refused"),
+        (0.49, "(>= Y_0 0.5)", "refused"),
+        (0.49, "(>= (* 2.0 Y_0) Y_1)", "refused"),
+    ):
+        (tmp_path / "p.vnnlib").write_text(reach(-high, high, condition), encoding="utf-8")
+        code, shown, errors = inside(
+            capsys, "--onnx", path, "--vnnlib", tmp_path / "p.vnnlib", "--timeout", 20
+        )
+        if verdict == "refused":
+            assert (code, shown) == (2, "")
+            assert "softmax" in errors
+            continue
+        assert (code, shown.split("\n")[0]) == (0, verdict)
+        if verdict == "sat":
+            found = witness_of(shown.partition("\n")[2])
+            assert found["Y_0"] >= found["Y_1"]
+            assert np.logaddexp(found["Y_0"], found["Y_1"]) < 1.5
+
+
 def test_constraints_may_join_inputs_and_outputs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Y_0 = |X_0| + |X_1| is at most 0.6 where the inputs' sum is at most -0.2 and X_1 at least 0.2."""
     arguments = ("--onnx", folder / "net.onnx", "--vnnlib", folder / "p.vnnlib", "--timeout", 20)
