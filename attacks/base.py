@@ -27,6 +27,8 @@ from models.transformation import Transformation
 
 ROUNDING = 1e-5
 DRAWS = 15
+# Parameters that count something: an attack of fewer than none would look at no point and break nothing.
+COUNTS = ("steps", "restarts", "rounds", "halvings", "patience", "bounds", "bound_steps", "targets")
 VIEWS: dict[str, type[Access]] = {"gradients": GradientAccess, "scores": ScoreAccess, "labels": LabelAccess}
 
 
@@ -118,6 +120,9 @@ class Attack(ABC):
         )
 
     def _check(self, threat: ThreatModel, aside: Batch | None) -> None:
+        for name, count in self.parameters().items():
+            if name in COUNTS and count < 0:
+                raise UserError(f"attack '{self.name}' has {name} = {count}: give a number from 0 up")
         if threat.norm not in self.norms:
             raise UserError(
                 f"attack '{self.name}' has no norm '{threat.norm}': it has {', '.join(self.norms)}"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
-from attacks.losses import LOSSES, against
+from attacks.losses import LOSSES, against, check_loss
 from attacks.transforms import Blur, Brightness, Compose, Noise, Pose, Transform
 from models.base import Batch, Classifier, frozen
 from models.cost import Cost
@@ -104,8 +104,7 @@ class EOT(Attack):
         ranges = (self.rotate, self.scale, self.shift, self.blur, self.brightness, self.noise)
         if min(ranges) < 0 or self.scale >= 1:
             raise UserError("eot needs ranges >= 0 and a scale < 1")
-        if self.loss not in LOSSES:
-            raise UserError(f"eot has no loss '{self.loss}': choose {', '.join(LOSSES)}")
+        check_loss(self.loss, "eot")
 
     @property
     def transform(self) -> Compose:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
-from attacks.losses import LOSSES, against
+from attacks.losses import LOSSES, against, check_loss
 from models.base import Batch
 from models.randomness import Randomness
 from models.threat import ThreatModel
@@ -31,6 +31,9 @@ class FGM(Attack):
     norms = ("linf", "l2", "l1")
 
     loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        check_loss(self.loss, "fgm")
 
     def propose(
         self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
-from attacks.losses import LOSSES
+from attacks.losses import LOSSES, check_loss
 from models.base import Batch
 from models.randomness import Randomness
 from models.threat import ThreatModel
@@ -29,6 +29,9 @@ class FGSM(Attack):
     norms = ("linf", "l2", "l1")
 
     loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        check_loss(self.loss, "fgsm")
 
     def propose(
         self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
+from attacks.losses import check_loss
 from attacks.pgd import climb_from_clean
 from attacks.targets import LEAST_LIKELY, NONE, check_target
 from models.base import Batch
+from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import ThreatModel
 
@@ -36,7 +38,10 @@ class IteratedFGSM(Attack):
     target: str = NONE
 
     def __post_init__(self) -> None:
+        check_loss(self.loss, "ifgsm")
         check_target(self.target, "ifgsm", NONE, LEAST_LIKELY)
+        if self.steps < 1:
+            raise UserError(f"ifgsm needs steps >= 1, not {self.steps}")
 
     def propose(
         self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None

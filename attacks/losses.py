@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.base import margin
+from models.registry import suggest
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -71,6 +72,12 @@ def aimed(loss: str, y: Tensor, target: Tensor | None) -> Callable[[Tensor], Ten
 
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin_loss, "dlr": difference_of_logits_ratio}
+
+
+def check_loss(loss: str, attack: str) -> None:
+    """Raises UserError for the name of a loss that an attack does not have."""
+    if loss not in LOSSES:
+        raise suggest(f"loss of attack {attack}", loss, list(LOSSES))
 
 
 def least_likely(logits: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
+from attacks.losses import check_loss
 from attacks.pgd import climb_from_clean
 from attacks.targets import LEAST_LIKELY, NONE, check_target
 from models.base import Batch
@@ -39,6 +40,7 @@ class Momentum(Attack):
     target: str = NONE
 
     def __post_init__(self) -> None:
+        check_loss(self.loss, "momentum")
         check_target(self.target, "momentum", NONE, LEAST_LIKELY)
         if self.decay < 0 or self.steps < 1:
             raise UserError(f"momentum needs decay >= 0 and steps >= 1, not {self.decay} and {self.steps}")

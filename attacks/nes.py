@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attacks.access import ScoreAccess
 from attacks.base import Attack, register_attack
-from attacks.losses import LOSSES, aimed, clearly_wrong
+from attacks.losses import aimed, check_loss, clearly_wrong
 from models.base import Batch
 from models.cost import Cost
 from models.errors import UserError
@@ -105,8 +105,7 @@ def check_estimate(name: str, queries: int, samples: int, width: float, loss: st
             f"{name} needs an even number of samples >= 2, queries > samples and a width > 0, "
             f"not {samples}, {queries} and {width:g}"
         )
-    if loss not in LOSSES:
-        raise UserError(f"{name} has no loss '{loss}': choose {', '.join(LOSSES)}")
+    check_loss(loss, name)
 
 
 @register_attack("nes")

@@ -12,7 +12,7 @@ from torch.nn import functional
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
 from attacks.images import as_images
-from attacks.losses import LOSSES, against
+from attacks.losses import LOSSES, against, check_loss
 from models.base import Batch
 from models.errors import UserError
 from models.pixels import FreePixels
@@ -92,8 +92,7 @@ def most_promising(
 def _check(name: str, steps: int, loss: str) -> None:
     if steps < 1:
         raise UserError(f"{name} needs steps >= 1")
-    if loss not in LOSSES:
-        raise UserError(f"{name} has no loss '{loss}': choose {', '.join(LOSSES)}")
+    check_loss(loss, name)
 
 
 @register_attack("patch")

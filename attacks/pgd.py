@@ -10,9 +10,10 @@ from torch import Tensor
 
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
-from attacks.losses import aimed
+from attacks.losses import aimed, check_loss
 from attacks.targets import LEAST_LIKELY, NONE, check_target, targets
 from models.base import Batch, margin
+from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import ThreatModel, per_sample, vector_norm
 
@@ -132,7 +133,10 @@ class PGD(Attack):
     target: str = NONE
 
     def __post_init__(self) -> None:
+        check_loss(self.loss, "pgd")
         check_target(self.target, "pgd", NONE, LEAST_LIKELY)
+        if min(self.steps, self.restarts) < 1:
+            raise UserError(f"pgd needs steps and restarts >= 1, not {self.steps} and {self.restarts}")
 
     def propose(
         self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
-from attacks.losses import LOSSES, against
+from attacks.losses import LOSSES, against, check_loss
 from models.base import Batch
 from models.errors import UserError
 from models.randomness import Randomness
@@ -36,6 +36,7 @@ class RandomFGSM(Attack):
     def __post_init__(self) -> None:
         if not 0 <= self.relative_start <= 1:
             raise UserError(f"r-fgsm needs a relative_start from 0 to 1, not {self.relative_start}")
+        check_loss(self.loss, "r-fgsm")
 
     def propose(
         self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None

@@ -13,7 +13,7 @@ from torch import Tensor
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
 from attacks.eot import keys_of, mean_gradient
-from attacks.losses import LOSSES, against
+from attacks.losses import LOSSES, against, check_loss
 from attacks.patch import most_promising, window_mask
 from attacks.transforms import Blur, Brightness, Compose, Noise, Pose, Transform
 from attacks.unbounded import Adam
@@ -122,8 +122,7 @@ class RP2(Attack):
     def __post_init__(self) -> None:
         if min(self.steps, self.draws, self.patience) < 1 or self.levels < 2:
             raise UserError("rp2 needs steps, draws and patience >= 1, and levels >= 2")
-        if self.loss not in LOSSES:
-            raise UserError(f"rp2 has no loss '{self.loss}': choose {', '.join(LOSSES)}")
+        check_loss(self.loss, "rp2")
 
     @property
     def transform(self) -> Transform:

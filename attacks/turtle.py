@@ -9,7 +9,7 @@ from torch import Tensor
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
 from attacks.eot import EOT
-from attacks.losses import LOSSES
+from attacks.losses import check_loss
 from attacks.mesh import mesh_named
 from attacks.rendering import Scene
 from models.base import Batch
@@ -60,8 +60,7 @@ class Turtle(Attack):
             or self.scale >= 1
         ):
             raise UserError("turtle needs ranges >= 0 and a scale < 1")
-        if self.loss not in LOSSES:
-            raise UserError(f"turtle has no loss '{self.loss}': choose {', '.join(LOSSES)}")
+        check_loss(self.loss, "turtle")
 
     @property
     def scene(self) -> Scene:

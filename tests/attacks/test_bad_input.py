@@ -6,17 +6,20 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.base import ATTACKS
+from attacks.base import ATTACKS, COUNTS
 from attacks.deepfool import DeepFool
 from attacks.fgsm import FGSM
 from attacks.patch import Masked
 from attacks.pgd import PGD
 from attacks.square import Square
 from models.base import Batch
+from models.discover import import_modules
 from models.errors import NotApplicable, UserError
 from models.randomness import Randomness
 from models.threat import Box, ThreatModel
 from tests.builders import images, labelled, mlp, random_linear
+
+import_modules("attacks")
 
 THREAT = ThreatModel("linf", 0.1)
 
@@ -68,6 +71,33 @@ def test_a_zero_gradient_is_a_flag_on_its_rows(search):
         assert torch.equal(result.zero_gradient, dark & right)
     assert not bool(search.run(mlp(), labelled(mlp(), images(9)), THREAT, Randomness(0)).zero_gradient.any())
     assert not bool(Square(queries=5).run(model, batch, THREAT, Randomness(0)).zero_gradient.any())
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if "loss" in ATTACKS[name].__dataclass_fields__])
+def test_a_loss_that_nobody_knows_is_named(name):
+    with pytest.raises(UserError, match=f"did you mean margin|{name} has no loss 'margins'"):
+        ATTACKS[name](loss="margins")
+
+
+COUNTED = [
+    (name, field)
+    for name in ATTACKS
+    for field in COUNTS
+    if not ATTACKS[name].models and field in ATTACKS[name].__dataclass_fields__
+]
+
+
+def outcome(name, field):
+    model, search = mlp(), ATTACKS[name](**{field: -1})
+    aside = labelled(model, images(4, seed=2)) if search.fitted else None
+    threat = ThreatModel(search.norms[0], 0.1)
+    return search.run(model, labelled(model, images(4)), threat, Randomness(0), aside)
+
+
+@pytest.mark.parametrize(("name", "field"), COUNTED)
+def test_no_attack_takes_fewer_steps_than_none(name, field):
+    with pytest.raises(UserError, match=field):
+        outcome(name, field)
 
 
 @pytest.mark.parametrize(
