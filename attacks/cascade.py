@@ -141,4 +141,5 @@ class Cascade(Attack):
         if isinstance(model, LabelAccess):
             return model.labels(point, rows) != y, torch.zeros(len(y), dtype=torch.float64, device=y.device)
         logits = model.logits(point, rows)
-        return logits.argmax(1) != y, margin(logits.double(), y)
+        margins = margin(logits.double(), y)
+        return margins < 0, margins

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.base import margin
-from models.registry import suggest
+from models.errors import UserError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -77,7 +77,7 @@ LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin_loss, "dlr": di
 def check_loss(loss: str, attack: str) -> None:
     """Raises UserError for the name of a loss that an attack does not have."""
     if loss not in LOSSES:
-        raise suggest(f"loss of attack {attack}", loss, list(LOSSES))
+        raise UserError(f"{attack} has no loss '{loss}': choose {', '.join(LOSSES)}")
 
 
 def least_likely(logits: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
 from attacks.images import as_images
 from attacks.losses import LOSSES, against, check_loss
-from models.base import Batch
+from models.base import Batch, margin
 from models.errors import UserError
 from models.pixels import FreePixels
 from models.randomness import Randomness
@@ -47,7 +47,7 @@ def climb_within(
         else:
             logits = model.logits(z, rows[live])
             value = LOSSES[loss](logits, y)
-        wrong = logits.argmax(1) != y
+        wrong = margin(logits, y) < 0
         take = wrong | (value > highest[live])
         best[live[take]], highest[live[take]] = z[take], value[take].to(highest)
         broken[live] = wrong

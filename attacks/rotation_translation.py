@@ -81,6 +81,7 @@ class RotationTranslation(Attack):
         self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None
     ) -> Tensor:
         assert isinstance(threat, Spatial)
+        need_images(batch.x, "rotations and translations")
         return threat.radius * self.find(model, batch, threat.poses, randomness).clamp(-1, 1)
 
     def find(self, model: GradientAccess, batch: Batch, allowed: Poses, randomness: Randomness) -> Tensor:

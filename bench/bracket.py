@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attacks.base import ATTACKS, Attack
+from bench.clock import Clock, TimeIsUp
 from certify.base import CERTIFIERS, Certifier
 from certify.effort import backward_multiplications
 from models.base import Batch, Classifier, frozen
@@ -29,9 +29,8 @@ for room in ("attacks", "certify"):
 
 ATTACK_ORDER = ("fgsm", "strongest", "rotation-translation", "lighting", "corruptions", "patch", "rp2")
 CERTIFICATE_ORDER = ("ibp", "polytope", "crown", "alpha-crown", "parameter-split")
+EXAMPLES = {"attack": "pgd(steps=100)", "certificate": "exact(seconds=5)"}
 COLUMNS = ["index", "judge", "kind", "success", "distance", "lower", "certified", "seconds"]
-# Under a time limit, pieces are as large as a quarter of what is left of it allows, and no larger than this.
-PIECE = 64
 # Multiplications an image: some six seconds of a core. `lenet` takes a sixth of it.
 AFFORDABLE = 1e10
 J = TypeVar("J", Attack, Certifier)
@@ -39,10 +38,6 @@ J = TypeVar("J", Attack, Certifier)
 
 class Contradiction(UserError):
     """A certified sample that an attack breaks: one of the two is wrong, and no number can be trusted."""
-
-
-class TimeIsUp(Exception):
-    """The model is asked after the time given for judging it."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +86,7 @@ def _named(
     if wanted is None:
         wanted = [name for name in order if norm in registry[name].norms]
     found: dict[str, J] = {}
-    for text in [wanted] if isinstance(wanted, str) else wanted:
+    for text in _names(wanted, kind):
         terms = read_terms(text)
         cls: Any = registry[terms[0].name]
         if len(terms) > 1:
@@ -104,6 +99,14 @@ def _named(
         term = terms[0].settled(kind, cls().parameters())
         found[str(term)] = cls(**dict(term.chosen))
     return found
+
+
+def _names(wanted: Any, kind: str) -> list[str]:
+    names = [wanted] if isinstance(wanted, str) or not isinstance(wanted, Iterable) else list(wanted)
+    for name in names:
+        if not isinstance(name, str):
+            raise UserError(f"an {kind} is a name like '{EXAMPLES[kind]}', not {name!r}")
+    return names
 
 
 @dataclass
@@ -149,7 +152,7 @@ def judge_all(
     clean = _clean(model, batch)
     judges, left_out = judges.affordable(model, batch)
     found = Verdicts(clean, ~clean, torch.zeros_like(clean), flags=left_out)
-    clock = _Clock(seconds)
+    clock = Clock(seconds)
     with clock.watching(model.network):
         while found.judged < len(batch):
             piece = slice(found.judged, found.judged + clock.piece(found.judged, len(batch)))
@@ -161,41 +164,17 @@ def judge_all(
                 break
             found.judged = min(piece.stop, len(batch))
     if not found.judged:
-        raise UserError(f"no image is judged after {seconds:g} seconds: give more, or name fewer judges")
+        raise UserError(
+            f"no image is judged after {clock.seconds:g} seconds: give more, or name fewer judges"
+        )
     found.flags = list(dict.fromkeys(found.flags)) + _blind(found)
     if found.judged < len(batch):
         rest = f"{len(batch) - found.judged} of {len(batch)} images are not judged"
         found.flags.append(
-            f"time is up after {seconds:g} s: {rest}, the bracket is that of the first {found.judged}"
+            f"time is up after {clock.seconds:g} s: {rest}, the bracket is that of the first {found.judged}"
         )
     _check_agreement(found)
     return found
-
-
-class _Clock:
-    """Stops a model from being asked after its time."""
-
-    def __init__(self, seconds: float | None) -> None:
-        if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
-            raise UserError(f"seconds must be a number above 0, not {seconds}")
-        self.started, self.seconds = time.perf_counter(), seconds
-
-    def piece(self, done: int, total: int) -> int:
-        """How many samples to take up next."""
-        if self.seconds is None:
-            return total
-        spent = time.perf_counter() - self.started
-        if not done or spent <= 0:
-            return 1
-        return min(PIECE, max(1, int((self.seconds - spent) / 4 * done / spent)))
-
-    def watching(self, network: nn.Module) -> Any:
-        """A handle, for `with`, that lets `network` be asked in time only."""
-        return network.register_forward_pre_hook(self._check)
-
-    def _check(self, *_: Any) -> None:
-        if self.seconds is not None and time.perf_counter() - self.started > self.seconds:
-            raise TimeIsUp
 
 
 def _clean(model: Classifier, batch: Batch) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 import pandas as pd
+import torch
 from torch import nn
 
 from bench.bracket import Judges, judge_all
@@ -100,9 +101,11 @@ def evaluate(
     Raises UserError for bad inputs or unknown names, Contradiction where a proof and an attack clash.
     """
     threat = read_threat(norm, eps, read_box(box))
-    judged, batch = read_inputs(model, images, labels, threat.box)
-    judges = Judges.named(attacks, certificates, norm)
-    return bracket(judged, batch, threat, judges, suspicions(judged, batch, threat), seconds, seed)
+    # People call this where they turned gradients off to measure accuracy.
+    with torch.inference_mode(False), torch.enable_grad():
+        judged, batch = read_inputs(model, images, labels, threat.box)
+        judges = Judges.named(attacks, certificates, norm)
+        return bracket(judged, batch, threat, judges, suspicions(judged, batch, threat), seconds, seed)
 
 
 def read_threat(norm: str, eps: str | float, box: Box = UNIT_BOX) -> ThreatModel:

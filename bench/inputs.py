@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.base import Batch, Classifier, check_inputs
 from models.errors import UserError
 from models.threat import UNIT_BOX, Box
-from models.trial import tried
+from models.trial import tried, unwrapped
 
 Arrays = Tensor | np.ndarray | Sequence[Any]
 TRIED = 50
@@ -27,8 +27,6 @@ def read_inputs(model: nn.Module, images: Arrays, labels: Arrays, box: Box) -> t
     if not isinstance(model, nn.Module):
         raise UserError(f"the model is a {type(model).__name__}: pass a torch.nn.Module that returns logits")
     batch = Batch.of(_images(images, box), _labels(labels))
-    if not len(batch):
-        raise UserError("no images to evaluate: pass at least one")
     if len(batch.x) != len(batch.y):
         raise UserError(f"{len(batch.x)} inputs but {len(batch.y)} labels: pass one label per input")
     judged = model if isinstance(model, Classifier) else _classifier(model, batch.x, box)
@@ -48,6 +46,7 @@ def read_box(box: Any) -> Box:
 
 def _classifier(model: nn.Module, x: Tensor, box: Box) -> Classifier:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    model = unwrapped(model)
     trial = tried(model, x[:TRIED].to(device), type(model).__name__)
     return Classifier(
         trial.network,
@@ -61,20 +60,31 @@ def _classifier(model: nn.Module, x: Tensor, box: Box) -> Classifier:
 def _tensor(values: Arrays, what: str) -> Tensor:
     """A tensor, an array, or a list of either as one tensor of its own on the CPU."""
     if isinstance(values, Tensor):
-        return values.detach().cpu()
+        return _plain(values, what)
     try:
         if isinstance(values, Sequence) and any(isinstance(part, Tensor) for part in values):
-            return torch.stack([torch.as_tensor(part).detach().cpu() for part in values])
+            return torch.stack([_plain(torch.as_tensor(part), what) for part in values])
         array = np.asarray(values)
     except (ValueError, TypeError, RuntimeError):
         raise UserError(f"the {what} have no common shape: bring them to one") from None
     if array.dtype.kind not in "biuf":
         raise UserError(f"the {what} are no numbers, but of type {array.dtype}")
-    return torch.from_numpy(np.array(array))
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
+
+
+def _plain(values: Tensor, what: str) -> Tensor:
+    """A dense tensor of real numbers on the CPU, free of inference mode; raises UserError for any other."""
+    if values.is_complex() or values.is_meta or values.layout != torch.strided:
+        kind = "on the meta device" if values.is_meta else f"{values.dtype} in layout {values.layout}"
+        raise UserError(f"the {what} are {kind}: pass a dense tensor of real numbers")
+    values = values.detach().cpu()
+    return values.clone() if values.is_inference() else values
 
 
 def _images(values: Arrays, box: Box) -> Tensor:
     images = _tensor(values, "images")
+    if not len(images):
+        raise UserError("no images to evaluate: pass at least one")
     if images.dim() < 2:
         raise UserError(f"images of shape {tuple(images.shape)}: pass a batch (n, ...), one image as x[None]")
     if images.dtype == torch.uint8 and box == UNIT_BOX and bool((images > 1).any()):
@@ -88,6 +98,8 @@ def _labels(values: Arrays) -> Tensor:
         one_hot = labels.dim() == 2 and labels.shape[1] > 1
         remedy = "labels.argmax(1)" if one_hot else "labels.reshape(-1)"
         raise UserError(f"labels of shape {tuple(labels.shape)}: pass one class number an image, {remedy}")
-    if labels.is_floating_point() and not bool((labels == labels.round()).all()):
+    if labels.is_floating_point() and not bool((labels.remainder(1) == 0).all()):
         raise UserError("labels must be whole numbers, the place of each image's class among the logits")
+    if labels.is_floating_point() and bool((labels.abs() > 2**31).any()):
+        raise UserError(f"labels reach {float(labels.abs().max()):g}: pass the number of each image's class")
     return labels.long()

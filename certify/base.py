@@ -10,7 +10,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from models.base import Batch, Classifier, check_inputs, check_logits, frozen
+from models.base import Batch, Classifier, check_inputs, check_logits, frozen, margin
 from models.cost import Cost
 from models.errors import UserError
 from models.randomness import Randomness
@@ -136,7 +136,7 @@ class Certifier(ABC):
             return Certificate(lower, certified, settled_by=decision.settled_by)
         witness, away, legal = _carried_out(decision.witness, decision.found, batch, threat)
         with torch.no_grad():
-            errs = model.logits(witness).argmax(1) != batch.y
+            errs = margin(model.logits(witness), batch.y) < 0
         broken = decision.found & errs & legal
         if bool((broken & certified).any()):
             raise UserError(

@@ -15,7 +15,7 @@ from certify.ibp import interval_margins
 from certify.prepare import check_agreement, check_finite, prepare
 from certify.property import Property, robustness
 from certify.settle import Accept, Case, Verdict, settle_case
-from models.base import Batch, Classifier, frozen
+from models.base import Batch, Classifier, frozen, margin
 from models.cost import Cost
 from models.errors import UserError
 from models.randomness import Randomness
@@ -115,7 +115,7 @@ class Exact(Certifier):
             logits = graph.values(x)[-1]
         lower = lower.scatter(1, batch.y[:, None], torch.inf)
         tolerance = self.tolerance * logits.abs().amax(1).clamp(min=1.0) * 1.001
-        found = logits.argmax(1) != batch.y
+        found = margin(logits, batch.y) < 0
         witness, steps = batch.x.clone(), []
         for i in range(len(x)):
             if found[i]:
@@ -156,7 +156,7 @@ def _accepted(model: Classifier, sample: Batch, threat: ThreatModel) -> Accept:
     def accept(point: Tensor) -> Tensor | None:
         moved = threat.project(sample.x, point.to(sample.x))
         with torch.no_grad():
-            errs = model.logits(moved).argmax(1) != sample.y
+            errs = margin(model.logits(moved), sample.y) < 0
         return moved if bool((errs & threat.contains(sample.x, moved)).all()) else None
 
     return accept

@@ -24,6 +24,10 @@ def prepare(model: Classifier, x: Tensor) -> tuple[Graph, Tensor]:
         raise NotApplicable(f"model '{model.name}' is stochastic: only certificates by smoothing apply to it")
     name = f"model '{model.name}'"
     check_finite(model.network, name)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.network.modules()):
+        raise NotApplicable(
+            f"{name} is TorchScript, which nothing can trace: hand over what it was made from"
+        )
     network = copy.deepcopy(model.network).double().requires_grad_(False)
     graph = trace(network)
     exact = x.double()

@@ -12,7 +12,7 @@ from torch import Tensor
 from certify.base import Certificate
 from certify.crown import Crown
 from certify.exact import Exact
-from models.base import Batch, Classifier, check_inputs, frozen
+from models.base import Batch, Classifier, check_inputs, frozen, margin
 from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import ThreatModel
@@ -173,7 +173,7 @@ def _one(
 
 def _errs(model: Classifier, x: Tensor, sample: Batch) -> bool:
     with torch.no_grad():
-        return bool((model.logits(x).argmax(1) != sample.y).all())
+        return bool((margin(model.logits(x), sample.y) < 0).all())
 
 
 def _reach(x: Tensor, threat: ThreatModel) -> float:

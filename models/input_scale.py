@@ -140,7 +140,7 @@ def _of_accuracy(model: Classifier, batch: Batch) -> Iterator[str]:
     for what, x in _scalings(unit, isinstance(model.network, Prepared)):
         try:
             other = _right(network, Batch(x, batch.y, batch.index))
-        except (RuntimeError, ValueError):
+        except Exception:  # The user's own forward may fail in any way on values it does not expect.
             continue
         more, fewer = int((other & ~right).sum()), int((right & ~other).sum())
         if more - fewer > max(gained, CLEARLY - 1) and more >= CLEARLY * fewer:

@@ -65,7 +65,7 @@ def _split(text: str, mark: str) -> list[str]:
 def _term(part: str, text: str) -> Term:
     match = TERM.fullmatch(part)
     if match is None:
-        raise UserError(f"'{text}': cannot read '{part}': write MODEL+DEFENCE(KEY=VALUE,...)")
+        raise UserError(f"'{text}': cannot read '{part}': write NAME, or NAME(KEY=VALUE,...)")
     chosen: dict[str, Any] = {}
     for pair in _split(match[2], ",") if match[2] and match[2].strip() else []:
         key, equals, value = (piece.strip() for piece in pair.partition("="))

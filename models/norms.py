@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from models.errors import UserError
 
 BALLS = ("linf", "l2", "l1", "l0")
@@ -16,10 +18,18 @@ SEVERITIES = 5
 NORMS = (*BALLS, *POSES, *LIGHTS, "corruption", *REGIONS)
 
 
+def unknown_norm(norm: object, known: Sequence[str]) -> UserError:
+    """The error for a norm that is none of `known`: says how Linf, L-2 or 1 are written here."""
+    plain = str(norm).casefold().replace("∞", "inf").replace("-", "").replace("_", "")
+    meant = next((name for name in BALLS if plain in (name, name[1:]) and name in known), None)
+    hint = f"write '{meant}'" if meant else f"known are {', '.join(known)}"
+    return UserError(f"unknown norm '{norm}': {hint}")
+
+
 def check_size(norm: str, eps: float | None) -> None:
     """Raises UserError for an unknown threat, or an eps that has no meaning for it."""
     if norm not in NORMS:
-        raise UserError(f"unknown norm '{norm}': known are {', '.join(NORMS)}")
+        raise unknown_norm(norm, NORMS)
     if norm in BALLS:
         return
     if eps is None:

@@ -90,6 +90,8 @@ def _shape_of(logits: Tensor) -> Iterator[Sign]:
 
 def _jumps(model: Classifier, batch: Batch, logits: Tensor, threat: ThreatModel) -> Iterator[Sign]:
     """Noise of a ten-thousandth of the box must not move the logits as other images do."""
+    if not bool((batch.x != batch.x[:1]).any()):
+        return  # one image, however often: no other to compare with
     noise = Randomness(0).sign(batch.index, batch.x.shape[1:]).to(batch.x)
     moved = model.logits(threat.box.clamp(batch.x + 1e-4 * threat.box.width * noise))
     usual = float(logits.std(0).mean())

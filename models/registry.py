@@ -13,8 +13,10 @@ T = TypeVar("T")
 
 def suggest(kind: str, name: str, known: list[str]) -> UserError:
     """The error for an unknown `name`: names the nearest known ones."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
+    plain = {one.casefold(): one for one in reversed(known)}
+    close = difflib.get_close_matches(name.casefold(), plain, n=3, cutoff=0.5)
+    near, others = [plain[one] for one in close], ", ".join(known) or "none"
+    hint = f"did you mean {', '.join(near)}?" if near else f"known: {others}"
     return UserError(f"unknown {kind} '{name}': {hint}")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from models.eps import parse_eps
 from models.errors import UserError
 from models.hyperplane import Moves
-from models.norms import BALLS
+from models.norms import BALLS, unknown_norm
 from models.randomness import Randomness
 
 NORMS = BALLS
@@ -86,7 +86,7 @@ class ThreatModel:
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
-            raise UserError(f"unknown norm '{self.norm}': known are {', '.join(NORMS)}")
+            raise unknown_norm(self.norm, NORMS)
         object.__setattr__(self, "eps", parse_eps(self.eps))
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from models.base import frozen
 from models.errors import UserError
@@ -51,6 +52,12 @@ class OnCopies(nn.Module):
         return out
 
 
+def unwrapped(network: nn.Module) -> nn.Module:
+    """What torch.compile or data parallelism stands around: the same numbers, and certificates can see in."""
+    inner = getattr(network, "_orig_mod", network)
+    return inner.module if isinstance(inner, nn.DataParallel) else inner
+
+
 def tried(network: nn.Module, x: Tensor, name: str) -> Trial:
     """The network after a few passes over images x (n, ...) float32, in eval mode; messages call it `name`.
 
@@ -58,6 +65,9 @@ def tried(network: nn.Module, x: Tensor, name: str) -> Trial:
     batch it is in.
     """
     notes = []
+    network = unwrapped(network)
+    if any(isinstance(one, UninitializedParameter) for one in network.parameters()):
+        raise UserError(f"'{name}' has a lazy layer without weights: run it on one batch first")
     if isinstance(network, torch.jit.ScriptModule):
         network = Scripted(network)
     with frozen(network), torch.no_grad():
@@ -83,6 +93,10 @@ def _logits(network: nn.Module, x: Tensor, name: str) -> Tensor:
         raise UserError(
             f"'{name}' fails on {len(x)} images of shape {tuple(x.shape[1:])}: {_hint(network, x) or reason}"
         ) from error
+    if isinstance(logits, Tensor) and (
+        logits.is_complex() or logits.dtype == torch.bool or logits.layout != torch.strided
+    ):
+        raise UserError(f"'{name}' returned {logits.dtype} in layout {logits.layout}: return real logits")
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:
         raise UserError(
             f"'{name}' returned {_described(logits)} for {len(x)} images: {_remedy(logits, len(x))}"
@@ -110,7 +124,12 @@ def _hint(network: nn.Module, x: Tensor) -> str | None:
     kind = next((one.dtype for one in network.parameters() if one.dtype in FLOATS), x.dtype)
     if kind != x.dtype:
         return f"its weights are {kind}, the images {x.dtype}: hand over network.float()"
-    first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)), None)
+    kinds = nn.Conv2d | nn.Linear | nn.Embedding
+    first = next((layer for layer in network.modules() if isinstance(layer, kinds)), None)
+    if isinstance(first, nn.Embedding):
+        return (
+            "its first layer embeds whole numbers, around which there is no ball: judge what comes after it"
+        )
     if isinstance(first, nn.Conv2d):
         if x.dim() != 4:
             return "its first layer is a convolution: images must be (n, channels, height, width)"

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import bench.bracket
+import bench.clock
+from attacks.pgd import PGD
 from bench import evaluate
 from bench.bracket import COLUMNS, Judges, judge_all
 from certify.effort import backward_multiplications
@@ -43,6 +45,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Counted:
     counted = Counted()
     clock = SimpleNamespace(perf_counter=lambda: float(counted.asked))
     monkeypatch.setattr(bench.bracket, "time", clock)
+    monkeypatch.setattr(bench.clock, "time", clock)
     return counted
 
 
@@ -109,6 +112,16 @@ def test_judges_stop_at_the_first_question_after_their_time(network: Counted) ->
     assert not network._forward_pre_hooks
 
 
+@pytest.mark.parametrize("seconds", [None, 1000.0])
+def test_a_network_of_one_layer_is_certified_with_and_without_a_time_limit(seconds: float | None) -> None:
+    torch.manual_seed(0)
+    network = nn.Linear(6, 2)
+    x = torch.rand(8, 6, generator=torch.Generator().manual_seed(1))
+    result = evaluate(network, x, network(x).argmax(1).detach(), eps=1e-4, seconds=seconds)
+    assert result.certified == 1.0
+    assert result.flags == ()
+
+
 def test_no_time_at_all_gives_no_number(network: Counted) -> None:
     x, y = data(network)
     with pytest.raises(UserError, match=r"no image is judged after 0.5 seconds: give more"):
@@ -116,7 +129,7 @@ def test_no_time_at_all_gives_no_number(network: Counted) -> None:
     assert not network._forward_pre_hooks
 
 
-@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "soon"])
 def test_a_time_limit_is_a_number_above_zero(seconds: float) -> None:
     network = Counted()
     x, y = data(network, 3)
@@ -163,6 +176,14 @@ MISTAKES: dict[str, tuple[Callable[[], Judges], str]] = {
     "attack": (lambda: Judges.named(["pdg"], [], "linf"), "unknown attack 'pdg': did you mean pgd"),
     "parameter": (lambda: Judges.named(["pgd(step=3)"], [], "linf"), "unknown parameter of attack pgd"),
     "value": (lambda: Judges.named(["pgd(steps=many)"], [], "linf"), "is a whole number, not 'many'"),
+    "no text": (lambda: Judges.named([PGD()], [], "linf"), "an attack is a name like 'pgd(steps=100)'"),  # type: ignore[list-item]
+    "number": (lambda: Judges.named([], 3, "linf"), "certificate is a name like 'exact(seconds=5)', not 3"),  # type: ignore[arg-type]
+    "space": (lambda: Judges.named(["pgd steps=3"], [], "linf"), "write NAME, or NAME(KEY=VALUE,...)"),
+    "capitals": (lambda: Judges.named(["PGD"], [], "linf"), "unknown attack 'PGD': did you mean pgd"),
+    "nothing near": (
+        lambda: Judges.named(["strongest(q=1)"], [], "linf"),
+        "attack strongest 'q': known: none",
+    ),
     "two": (lambda: Judges.named(["pgd+fgsm"], [], "linf"), "give each attack by itself"),
     "certificate": (lambda: Judges.named([], ["corwn"], "linf"), "unknown certificate 'corwn'"),
     "models": (lambda: Judges.named(["transfer"], [], "linf"), "'transfer' needs other models: python -m"),

@@ -144,3 +144,25 @@ def test_a_very_long_name_stands_above_the_table_and_a_short_one_in_it() -> None
     assert short[1].split()[0] == result.name
     assert long[2].split() == short[1].split()[1:]
     assert max(map(len, long[1:3])) < 120
+
+
+def test_torchscript_is_attacked_and_its_certificates_left_out() -> None:
+    network, images, labels = linear()
+    result = evaluate(torch.jit.script(network), images[:5], labels[:5], eps=0.01)
+    assert result.clean == 1.0
+    assert sum("is TorchScript" in flag for flag in result.flags) == 4
+
+
+def test_one_image_many_times_is_no_jump_and_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    network, images, labels = linear()
+    for rows in ([0], [0] * 12):
+        assert evaluate(network, images[rows], labels[rows], eps=0.01).flags == ()
+    assert not list(recwarn)
+
+
+def test_inference_mode_around_evaluate_changes_nothing() -> None:
+    network, images, labels = linear()
+    outside = evaluate(network, images, labels, eps=0.05)
+    with torch.inference_mode():
+        inside = evaluate(network, images + 0.0, labels + 0, eps=0.05)
+    assert str(inside) == str(outside)

@@ -27,6 +27,7 @@ SAME: dict[str, tuple[Any, Any]] = {
     "bytes": (BYTES, Y),
     "bytes in an array": (BYTES.numpy(), Y.int()),
     "other strides": (X.transpose(2, 3).contiguous().transpose(2, 3), Y),
+    "another byte order": (X.numpy().astype(">f4"), Y.numpy().astype(">i4")),
     "with a gradient": (X.clone().requires_grad_(True), Y),
 }
 
@@ -59,6 +60,13 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "range": (lambda: read_inputs(NETWORK, X, Y + 1, UNIT_BOX), "labels span 1..3 but the model has 3"),
     "negative": (lambda: read_inputs(NETWORK, X, Y - 1, UNIT_BOX), "labels span -1..1"),
     "none": (lambda: read_inputs(NETWORK, X[:0], Y[:0], UNIT_BOX), "no images to evaluate"),
+    "an empty list": (lambda: read_inputs(NETWORK, [], [], UNIT_BOX), "no images to evaluate"),
+    "infinite": (lambda: read_inputs(NETWORK, X, Y + float("inf"), UNIT_BOX), "labels must be whole numbers"),
+    "huge": (lambda: read_inputs(NETWORK, X, Y + 1e30, UNIT_BOX), "labels reach 1e+30"),
+    "complex": (lambda: read_inputs(NETWORK, X + 0j, Y, UNIT_BOX), "pass a dense tensor of real numbers"),
+    "complex labels": (lambda: read_inputs(NETWORK, X, Y + 0j, UNIT_BOX), "the labels are torch.complex64"),
+    "sparse": (lambda: read_inputs(NETWORK, X.to_sparse(), Y, UNIT_BOX), "pass a dense tensor"),
+    "meta": (lambda: read_inputs(NETWORK, X.to("meta"), Y, UNIT_BOX), "the images are on the meta device"),
     "one image": (lambda: read_inputs(NETWORK, X[0, 0, 0], Y[:1], UNIT_BOX), "one image as x[None]"),
     "ragged": (lambda: read_inputs(NETWORK, [X[0], X[0, :, 1:]], Y[:2], UNIT_BOX), "no common shape"),
     "NaN": (lambda: read_inputs(NETWORK, X / X * 0 / 0, Y, UNIT_BOX), "NaN or infinity"),

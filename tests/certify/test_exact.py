@@ -353,6 +353,18 @@ def test_the_models_own_point_settles_a_sample_that_is_misclassified():
     assert torch.equal(found.witness, data.x)
 
 
+def test_a_tie_is_neither_a_counterexample_nor_proved():
+    network = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+        network[0].bias.copy_(torch.tensor([0.0, -0.5]))
+    x, y = torch.tensor([[0.55, 0.3], [0.9, 0.2]]), torch.tensor([1, 1])
+    judged, threat = Classifier(network, num_classes=2), ThreatModel("linf", 0.1)
+    found = Exact(seconds=1.0).run(judged, Batch.of(x, y), threat, Randomness(0))
+    assert found.certified.tolist() == [False, True]
+    assert found.broken.tolist() == [False, False]
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_time_limit_is_kept_by_every_step(norm, monkeypatch):
     # Every look at this clock costs 20 ms: a step that does not look would not stop, one that goes on

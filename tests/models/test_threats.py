@@ -34,6 +34,10 @@ def test_every_name_has_its_threat():
 @pytest.mark.parametrize(
     ("norm", "eps", "message"),
     [
+        ("Linf", 1, "unknown norm 'Linf': write 'linf'"),
+        ("L-2", 1, "write 'l2'"),
+        ("1", 1, "write 'l1'"),
+        ("l∞", 1, "write 'linf'"),
         ("l7", 1, "unknown norm 'l7': known are linf, .*spatial"),
         ("spatial", None, "needs an eps"),
         ("corruption", 6, "severity, 1 to 5, not 6"),

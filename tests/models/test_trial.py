@@ -64,6 +64,14 @@ MISTAKES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "fixed batch": (lambda: Net(before=lambda x: x.reshape(4, 1, 6, 6)), "fails on 12 images"),
     "half": (lambda: Net().half(), "its weights are torch.float16, the images torch.float32: hand over"),
     "double": (lambda: Net().double(), "hand over network.float()"),
+    "lazy": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), "run it on one batch first"),
+    "tokens": (
+        lambda: nn.Sequential(nn.Embedding(9, 2), nn.Flatten(), nn.Linear(72, 3)),
+        "embeds whole numbers",
+    ),
+    "truths": (lambda: Net(after=lambda z: z > 0), "returned torch.bool in layout torch.strided"),
+    "complex": (lambda: Net(after=lambda z: z + 0j), "returned torch.complex64"),
+    "sparse": (lambda: Net(after=lambda z: z.to_sparse()), "in layout torch.sparse_coo: return real logits"),
     "channels": (lambda: nn.Conv2d(3, 4, 3), "needs 3 channels, the images have 1"),
     "no forward": (nn.Module, 'missing the required "forward" function'),
     "train mode": (Stubborn, "batch normalisation must use its running statistics"),
@@ -116,6 +124,16 @@ def test_an_honest_network_is_left_as_it_is() -> None:
     assert (trial.network, trial.classes, trial.stochastic, trial.notes) == (network, 3, False, ())
     assert network.training
     assert [parameter.requires_grad for parameter in network.parameters()] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [lambda network: torch.compile(network, backend="eager"), nn.DataParallel],
+    ids=["compiled", "parallel"],
+)
+def test_what_stands_around_a_network_is_taken_off(wrapped: Callable[[nn.Module], nn.Module]) -> None:
+    network = Net()
+    assert tried(wrapped(network), X, "net").network is network
 
 
 def test_noise_is_seen_and_declared() -> None:
