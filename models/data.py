@@ -142,6 +142,9 @@ def load_data(name: str, root: Path | None = None, download: bool = False) -> Da
     """
     if not is_data_file(name):
         import_modules("models")
+        kind = Path(name).suffix.removeprefix(".")
+        if kind in ("npz", "parquet"):
+            raise UserError(f"'{name}' is no data set's name: write {kind}:{name}")
         return DATA[name](root, download)
     import_modules("models.datasets")
     source, _, place = name.partition(":")

@@ -33,12 +33,16 @@ def _npz(path: Path, size: int | None) -> Dataset:
         raise UserError(f"no file {path}") from None
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    if len(images) != len(labels) or labels.ndim != 1 or not len(labels):
+    if labels.ndim == 1 and len(images) == len(labels) == 0:
+        raise UserError(f"{path} holds no images")
+    if len(images) != len(labels) or labels.ndim != 1:
         raise UserError(
             f"{path} has images {images.shape} and labels {labels.shape}: give one label an image"
         )
-    if labels.dtype.kind not in "iu" or labels.min() < 0:
+    if labels.dtype.kind not in "iu":
         raise UserError(f"{path}: labels must be integers from 0, not {labels.dtype}")
+    if labels.min() < 0:
+        raise UserError(f"{path}: labels must be integers from 0, not {labels.min()}")
     if images.dtype != np.uint8:
         low, high = float(images.min()), float(images.max())
         if not (images.dtype.kind == "f" and low >= 0 and high <= 1):

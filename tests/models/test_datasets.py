@@ -190,6 +190,9 @@ MISTAKES = {
         lambda folder: npz(folder, images=PIXELS, labels=np.array(["a"] * 12)),
         "labels must be int",
     ),
+    "negative npz labels": (lambda folder: npz(folder, images=PIXELS, labels=LABELS - 9), "from 0, not -9"),
+    "empty npz": (lambda folder: npz(folder, images=PIXELS[:0], labels=LABELS[:0]), "holds no images"),
+    "no source": (lambda folder: f"{folder}/a.npz", "write npz:"),
     "range": (
         lambda folder: npz(folder, images=PIXELS * 1.0, labels=LABELS),
         "save bytes, or floats in [0, 1]",
