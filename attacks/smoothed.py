@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from attacks.thresholds import Sloped, numbers, remembered
+
 SPREAD = 5.0
 NARROWEST = 0.1
 ACTIVATIONS = {
@@ -43,6 +45,29 @@ ACTIVATIONS = {
     torch.tanh,
     Tensor.tanh,
     functional.tanh,
+    functional.logsigmoid,
+    functional.softsign,
+    functional.prelu,
+    functional.threshold,
+    functional.hardshrink,
+    functional.softshrink,
+    torch.clamp,
+    Tensor.clamp,
+    torch.clip,
+    Tensor.clip,
+    torch.clamp_min,
+    Tensor.clamp_min,
+    torch.clamp_max,
+    Tensor.clamp_max,
+    torch.sin,
+    Tensor.sin,
+    torch.cos,
+    Tensor.cos,
+    torch.frac,
+    Tensor.frac,
+    torch.remainder,
+    Tensor.remainder,
+    Tensor.__mod__,
 }
 STEPS = {
     torch.round,
@@ -53,26 +78,20 @@ STEPS = {
     Tensor.ceil,
     torch.trunc,
     Tensor.trunc,
+    torch.fix,
+    Tensor.fix,
     torch.sign,
     Tensor.sign,
+    torch.sgn,
+    Tensor.sgn,
+    torch.heaviside,
+    Tensor.heaviside,
+    torch.floor_divide,
+    Tensor.floor_divide,
+    Tensor.__floordiv__,
 }
+DIVISIONS = {torch.div, Tensor.div, torch.divide, Tensor.divide}
 Function = Callable[..., Any]
-
-
-class _Sloped(torch.autograd.Function):
-    """The value `out`, of which `slope` is the derivative towards `x`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, out: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(slope)
-        return out.view_as(out)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return grads[0] * ctx.saved_tensors[0], None, None
-
-
-SLOPED: type = _Sloped._backward_cls
 
 
 class _Intercepted(TorchFunctionMode):
@@ -99,17 +118,27 @@ class _Intercepted(TorchFunctionMode):
         self, func: Function, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        watched = not self._inside and (func in ACTIVATIONS or func in STEPS)
-        if not watched or not args or not args[0].is_floating_point():
+        if self._inside or not args:
+            return func(*args, **kwargs)
+        if (compared := remembered(func, args, kwargs)) is not None:
+            return compared
+        if (stepped := numbers(func, args, kwargs, self._step)) is not None:
+            return stepped
+        stepwise = func in STEPS or (func in DIVISIONS and kwargs.get("rounding_mode") is not None)
+        if not (stepwise or func in ACTIVATIONS) or not args[0].is_floating_point():
             return func(*args, **kwargs)
         rest = {name: value for name, value in kwargs.items() if name != "inplace"}
-        return self.call(func, lambda x: func(x, *args[1:], **rest), args[0])
+        kind = torch.floor if stepwise else func
+        return self.call(kind, lambda x: func(x, *args[1:], **rest), args[0])
+
+    def _step(self, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return self.call(torch.floor, apply, x)
 
     def _applied(self, cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         """The result of a custom function, by way of `custom` where it maps a batch to its own shape."""
         plain, outer = self._plain.__get__(None, cls), self._inside
         x = args[0] if args else None
-        if outer or cls is _Sloped or not isinstance(x, Tensor) or x.dim() < 2 or not x.is_floating_point():
+        if outer or cls is Sloped or not isinstance(x, Tensor) or x.dim() < 2 or not x.is_floating_point():
             return plain(*args, **kwargs)
         self._inside = True
         try:
@@ -192,7 +221,7 @@ class Smoothed(_Intercepted):
 
 
 def _sloped(x: Tensor, out: Tensor, slope: Tensor) -> Tensor:
-    sloped: Tensor = _Sloped.apply(x, out.detach(), slope)
+    sloped: Tensor = Sloped.apply(x, out.detach(), slope)
     return sloped
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
-from attacks.smoothed import SLOPED
+from attacks.thresholds import SLOPED
 
 CUTS = {Tensor.detach, torch.detach}
 IN_PLACE = Tensor.detach_
