@@ -119,7 +119,17 @@ def read_threat(norm: str, eps: str | float, box: Box = UNIT_BOX) -> ThreatModel
 def suspicions(model: Classifier, batch: Batch, threat: ThreatModel) -> tuple[str, ...]:
     """One line for each sign that a number measured on this model would mislead."""
     ball = threat if threat.norm in BALLS else ThreatModel("linf", 0.0, threat.box)
-    return tuple(f"{sign.word}: {sign.detail}" for sign in signs(model, batch, ball))
+    return (*_units(threat), *(f"{sign.word}: {sign.detail}" for sign in signs(model, batch, ball)))
+
+
+def _units(threat: ThreatModel) -> tuple[str, ...]:
+    """A line where eps is less than half a grey level of a box that is not [0, 1]: meant for another box."""
+    box = threat.box
+    if threat.norm != "linf" or box == UNIT_BOX or not 0 < threat.radius < box.width / 510:
+        return ()
+    ends = f"[{box.lower:g}, {box.upper:g}]"
+    part = f"{box.width / threat.radius:.0f}th"
+    return (f"units: eps = {threat.radius:g} is a {part} of the box {ends}, whose units it is in",)
 
 
 def bracket(

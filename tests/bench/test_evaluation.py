@@ -166,3 +166,13 @@ def test_inference_mode_around_evaluate_changes_nothing() -> None:
     with torch.inference_mode():
         inside = evaluate(network, images + 0.0, labels + 0, eps=0.05)
     assert str(inside) == str(outside)
+
+
+def test_an_eps_that_was_meant_for_another_box_is_said() -> None:
+    network, images, labels = linear()
+    judges = {"attacks": ["fgsm"], "certificates": ["ibp"]}
+    small = evaluate(network, 255 * images, labels, eps="8/255", box=(0, 255), **judges)
+    assert [flag for flag in small.flags if flag.startswith("units: eps = 0.0313725")]
+    for eps, scale in ((8, 255.0), ("8/255", 1.0), (0, 255.0)):
+        fine = evaluate(network, scale * images, labels, eps=eps, box=(0, scale), **judges)
+        assert not [flag for flag in fine.flags if flag.startswith("units")]
