@@ -122,9 +122,12 @@ def test_a_box_of_bytes_is_no_mistake() -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED_NAMES)
-def test_no_shipped_network_gives_a_sign(name: str) -> None:
+def test_no_shipped_network_gives_a_sign_but_those_that_saturate_on_purpose(name: str) -> None:
+    """Defensive distillation and its teacher are known to hide their gradients by large logits."""
     zoo = ModelName.parse(name)
     family = zoo.parts()[0].data
     if family not in EMBEDDED:
         pytest.skip(f"no images of {family} are embedded")
-    assert signs(load(zoo), panel(EMBEDDED[family], 200), ThreatModel("linf", "8/255")) == []
+    found = signs(load(zoo), panel(EMBEDDED[family], 200), ThreatModel("linf", "8/255"))
+    saturated = zoo.parts()[1].name in ("temperature", "distillation")
+    assert [sign.word for sign in found] == (["saturated"] if saturated else [])
