@@ -71,7 +71,9 @@ def remembered(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     """The result of a comparison, or of a bool's negation, junction or new shape, with sides; else None."""
     if func in ABOVE or func in BELOW:
         first, second = args[0], args[1] if len(args) > 1 else kwargs.get("other")
-        if not any(isinstance(one, Tensor) and one.is_floating_point() for one in (first, second)):
+        if not any(map(_real, (first, second))) or not all(
+            isinstance(one, Tensor | float | int) for one in (first, second)
+        ):
             return None
         difference = first - second if func in ABOVE else second - first
         return _with(func(*args, **kwargs), Sides(difference, func in STRICT))
