@@ -100,9 +100,11 @@ def test_it_is_the_same_in_batches_of_any_size() -> None:
     ]
     assert kept[0] is not None
     assert kept[1] is not None
-    assert kept[0].success == kept[1].success
-    assert kept[1] == kept[2]
-    assert kept[0].loss == pytest.approx(kept[1].loss, rel=1e-4)
+    assert kept[2] is not None
+    # A product of matrices is rounded in another order for another number of rows.
+    for other in kept[:2]:
+        assert other.success == kept[2].success
+        assert other.loss == pytest.approx(kept[2].loss, rel=1e-4)
 
 
 def test_a_header_reads_back_with_and_without_it() -> None:
