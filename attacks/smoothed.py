@@ -128,11 +128,10 @@ class _Intercepted(TorchFunctionMode):
         if not (stepwise or func in ACTIVATIONS) or not args[0].is_floating_point():
             return func(*args, **kwargs)
         rest = {name: value for name, value in kwargs.items() if name != "inplace"}
-        kind = torch.floor if stepwise else func
-        return self.call(kind, lambda x: func(x, *args[1:], **rest), args[0])
+        return self.call(stepwise, lambda x: func(x, *args[1:], **rest), args[0])
 
     def _step(self, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return self.call(torch.floor, apply, x)
+        return self.call(True, apply, x)
 
     def _applied(self, cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         """The result of a custom function, by way of `custom` where it maps a batch to its own shape."""
@@ -149,8 +148,8 @@ class _Intercepted(TorchFunctionMode):
         finally:
             self._inside = outer
 
-    def call(self, func: Function, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """The result of `apply`, which is `func` with its other arguments, at x."""
+    def call(self, step: bool, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The result of `apply` at x; a `step` is flat wherever it does not jump."""
         raise NotImplementedError
 
     def custom(self, out: Tensor, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -170,7 +169,7 @@ class Reach(_Intercepted):
         self.copies, self.samples = copies, samples
         self.reaches: list[Tensor] = []
 
-    def call(self, func: Function, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def call(self, step: bool, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if x.shape[0] != self.copies * self.samples:
             self.reaches.append(x.new_zeros(self.samples))
             return apply(x)
@@ -180,7 +179,7 @@ class Reach(_Intercepted):
         return apply(x)
 
     def custom(self, out: Tensor, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return self.call(torch.round, lambda _: out, x)
+        return self.call(True, lambda _: out, x)
 
 
 class Smoothed(_Intercepted):
@@ -196,8 +195,8 @@ class Smoothed(_Intercepted):
         self.reaches, self.width = reaches, width
         self.calls = 0
 
-    def call(self, func: Function, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return self._averaged(func in STEPS, apply, x)
+    def call(self, step: bool, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return self._averaged(step, apply, x)
 
     def custom(self, out: Tensor, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if _is_flat(apply, x):

@@ -87,6 +87,7 @@ def remembered(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     other = sides(args[1]) if len(args) > 1 and (func in BOTH or func in EITHER) else None
     if other is None:
         return None
+    # Where one side is strict and the other is not, ties alone are misjudged, and only beside the true value.
     join = torch.minimum if func in BOTH else torch.maximum
     return _with(func(*args), Sides(join(own.difference, other.difference), own.strict))
 
