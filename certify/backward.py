@@ -25,17 +25,17 @@ COPIES = 6
 TABLE = 64 * 2**20
 
 Pick = Callable[[Tensor], tuple[int, Tensor, Tensor | float]]
-Slope = Callable[[Interval], Tensor | None]
+Slope = Callable[[Relaxed, Interval], Tensor | None]
 
 
-def parallel_slope(bounds: Interval) -> None:
-    """The lower line of the triangle has the chord's slope u/(u - l): no free slope."""
+def parallel_slope(operation: Relaxed, bounds: Interval) -> None:
+    """The lower line has the upper one's slope, in a triangle u/(u - l): no free slope."""
     return
 
 
-def adaptive_slope(bounds: Interval) -> Tensor:
-    """alpha = 1 where u >= -l, else 0: the smaller triangle (Zhang et al. 2018, 1811.00866, section 3.3)."""
-    return (bounds.upper >= -bounds.lower).to(bounds.lower.dtype)
+def adaptive_slope(operation: Relaxed, bounds: Interval) -> Tensor:
+    """The operation's own choice: the smaller triangle, the tangent nearest to the middle."""
+    return operation.adaptive(bounds)
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,11 @@ class Relaxation:
         """Lower bounds (n, k) on rows . value(node) over the threat set; rows (n, k, *shape of node)."""
         return self._pass(node, rows, both=False).lower
 
+    def lower_sum(self, starts: Mapping[int, Tensor]) -> Tensor:
+        """Lower bounds (n, k) on the sum of rows (n, k, *shape) . value over several nodes."""
+        plane, below, _ = self._to_input(starts, both=False)
+        return range_over_threat(plane, self.x, self.threat).lower + below
+
     def range(self, node: int, rows: Tensor) -> Interval:
         """Bounds (n, k) on rows . value(node) from both sides."""
         if self.antisymmetric(node):
@@ -90,21 +95,23 @@ class Relaxation:
 
     def planes(self, node: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Functions p . x' + c nowhere above rows . value(node): p (n, k, *shape of x) and c (n, k)."""
-        plane, below, _ = self._to_input(node, rows, both=False)
+        plane, below, _ = self._to_input({node: rows}, both=False)
         return plane, torch.as_tensor(below).to(rows).expand(rows.shape[:2])
 
     def _pass(self, node: int, rows: Tensor, both: bool) -> Interval:
-        plane, below, above = self._to_input(node, rows, both)
+        plane, below, above = self._to_input({node: rows}, both)
         ends = range_over_threat(plane, self.x, self.threat)
         return Interval(ends.lower + below, ends.upper + above)
 
-    def _to_input(self, node: int, rows: Tensor, both: bool) -> tuple[Tensor, Tensor | float, Tensor | float]:
-        """Rows over the input, and what is added to them below and above."""
-        shapes = self.graph.shapes(self.x)
-        pending = {node: rows}
+    def _to_input(
+        self, starts: Mapping[int, Tensor], both: bool
+    ) -> tuple[Tensor, Tensor | float, Tensor | float]:
+        """Rows over the input, and what is added to them below and above; `starts` are rows by node."""
+        shapes, rows = self.graph.shapes(self.x), next(iter(starts.values()))
+        pending = dict(starts)
         below: Tensor | float = 0.0
         above: Tensor | float = 0.0
-        for i in range(node, 0, -1):
+        for i in range(max(starts), 0, -1):
             if i not in pending:
                 continue
             here = pending.pop(i)
@@ -114,7 +121,7 @@ class Relaxation:
                 below, above = below + constant, above + constant
                 parts = operation.transpose(here, *(shapes[j] for j in inputs))
             else:
-                pulled = self._pull(i, here, both)
+                pulled = self.pull(i, here, both)
                 below, parts = below + pulled.constant, (pulled.rows,)
                 above = above if pulled.opposite is None else above - pulled.opposite
             for j, part in zip(inputs, parts, strict=True):
@@ -122,7 +129,8 @@ class Relaxation:
         none = rows.new_zeros(*rows.shape[:2], *self.x.shape[1:])
         return pending.get(0, none), below, above
 
-    def _pull(self, i: int, rows: Tensor, both: bool) -> Pulled:
+    def pull(self, i: int, rows: Tensor, both: bool) -> Pulled:
+        """Rows (n, k, *output) on relaxed node i as rows on its input; `both` asks for their opposite too."""
         operation = self.graph.nodes[i].operation
         assert isinstance(operation, Relaxed)
         bounds = self.bounds[self.graph.nodes[i].inputs[0]]
@@ -169,7 +177,7 @@ def relax(
                 found = found.widened(slack)
             passes.found[source] = bounds[source] = found
             for slope, alpha in zip(slopes, alphas, strict=True):
-                value = slope(found) if operation.free_slope else None
+                value = slope(operation, found) if operation.free_slope else None
                 if value is not None:
                     alpha[i] = value.detach()
         passes.step(i)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,6 +18,13 @@ class Interval:
 
     lower: Tensor
     upper: Tensor
+    _known: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def known(self, name: str, compute: Callable[[Interval], Tensor]) -> Tensor:
+        """What `compute` says of these bounds, computed once: an ascent draws its lines at every step."""
+        if name not in self._known:
+            self._known[name] = compute(self)
+        return self._known[name]
 
     @property
     def centre(self) -> Tensor:

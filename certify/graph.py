@@ -19,6 +19,7 @@ import certify.rules.linear
 import certify.rules.placement
 import certify.rules.pooling
 import certify.rules.shape
+import certify.rules.sigmoidal
 import certify.rules.upsampling  # noqa: F401
 from certify.rules.operation import Affine, Operation
 from certify.rules.table import RULES, BatchSize, Call, Constant, Value

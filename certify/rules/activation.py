@@ -1,8 +1,7 @@
-"""Elementwise activations between two lines: the ReLU family, clamps made of ReLUs, sigmoid and tanh."""
+"""Elementwise activations between two lines: the ReLU family, and clamps made of ReLUs."""
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,6 +55,9 @@ class ReLU(Activation):
     def undecided(self, bounds: Interval) -> Tensor:
         return (bounds.lower < 0) & (bounds.upper > 0)
 
+    def cut(self, bounds: Interval) -> Tensor:
+        return torch.where(self.undecided(bounds), 0.0, bounds.centre)
+
     def lines(self, bounds: Interval, alpha: Tensor | None) -> Lines:
         # Clamping first makes stable neurons, and l = u = 0, fall out without a division by zero.
         low, high = bounds.lower.clamp(max=0), bounds.upper.clamp(min=0)
@@ -72,44 +74,6 @@ class ReLU(Activation):
             upper_slope = upper_slope.unsqueeze(1)
         lower_slope = self.leak + (1 - self.leak) * torch.where(free, alpha, chord)
         return Lines(lower_slope, None, upper_slope, intercept)
-
-
-# Functions whose derivative grows up to 0 and falls from there on: themselves, and their derivative.
-SIGMOIDAL: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "sigmoid": (torch.sigmoid, lambda z: torch.sigmoid(z) * (1 - torch.sigmoid(z))),
-    "tanh": (torch.tanh, lambda z: 1 - torch.tanh(z).square()),
-    "erf": (torch.erf, lambda z: 2 / math.pi**0.5 * torch.exp(-z.square())),
-    "softsign": (F.softsign, lambda z: 1 / (1 + z.abs()).square()),
-}
-
-
-@dataclass(frozen=True)
-class Sigmoidal(Activation):
-    """One of SIGMOIDAL between two parallel lines, of the smaller slope at the interval's ends.
-
-    The derivative has one maximum, so its least value on an interval lies at an end: f(z) - s z is
-    non-decreasing there, and the lines through both ends enclose f (Singh et al. 2018, DeepZ).
-    """
-
-    kind: str = "sigmoid"
-
-    def forward(self, *values: Tensor) -> Tensor:
-        return SIGMOIDAL[self.kind][0](values[0])
-
-    def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
-        return constants[0] * self._slope(torch.zeros_like(constants[0]))
-
-    def undecided(self, bounds: Interval) -> Tensor:
-        return bounds.upper > bounds.lower
-
-    def _slope(self, z: Tensor) -> Tensor:
-        return SIGMOIDAL[self.kind][1](z)
-
-    def lines(self, bounds: Interval, alpha: Tensor | None) -> Lines:
-        lower, upper = bounds.lower, bounds.upper
-        slope = torch.minimum(self._slope(lower), self._slope(upper))
-        below, above = self.forward(lower) - slope * lower, self.forward(upper) - slope * upper
-        return Lines(slope, below, slope, above, parallel=True)
 
 
 def _input(call: Call) -> tuple[int]:
@@ -199,27 +163,3 @@ def hardtanh(call: Call) -> Step:
         return _clamped(call, call.bind("input", inplace=False)["input"], 0.0, 6.0)
     given = call.bind("input", min_val=-1.0, max_val=1.0, inplace=False)
     return _clamped(call, given["input"], given["min_val"], given["max_val"])
-
-
-@rule(nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid")
-def sigmoid(call: Call) -> Step:
-    """1 / (1 + exp(-z))."""
-    return Sigmoidal(), _input(call)
-
-
-@rule(nn.Tanh, torch.tanh, F.tanh, "tanh")
-def tanh(call: Call) -> Step:
-    """tanh(z)."""
-    return Sigmoidal("tanh"), _input(call)
-
-
-@rule(torch.erf, torch.special.erf, "erf")
-def erf(call: Call) -> Step:
-    """The error function."""
-    return Sigmoidal("erf"), _input(call)
-
-
-@rule(nn.Softsign, F.softsign)
-def softsign(call: Call) -> Step:
-    """z / (1 + |z|)."""
-    return Sigmoidal("softsign"), _input(call)

@@ -22,29 +22,40 @@ from models.errors import NotApplicable
 class Shape:
     """A convex function with its least value at `lowest`, -inf where it only grows.
 
-    touching(s) is min over z of f(z) - s z, for every slope s that a chord may have; steepest is its largest
-    slope, infinite where it has none.
+    slope is its derivative, or any subgradient; touching(s) is min over z of f(z) - s z, for every slope s
+    that a chord may have; steepest is its largest slope, infinite where it has none.
     """
 
     function: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
     touching: Callable[[Tensor], Tensor]
     lowest: float
     steepest: float
 
 
 SHAPES = {
-    "abs": Shape(torch.abs, torch.zeros_like, 0.0, 1.0),
-    "square": Shape(torch.square, lambda slope: -slope.square() / 4, 0.0, torch.inf),
+    "abs": Shape(torch.abs, torch.sign, torch.zeros_like, 0.0, 1.0),
+    "square": Shape(torch.square, lambda z: 2 * z, lambda slope: -slope.square() / 4, 0.0, torch.inf),
     # The slope exp(z) below 0: it is s at z = ln s.
-    "elu": Shape(F.elu, lambda slope: slope - 1 - torch.xlogy(slope, slope), -torch.inf, 1.0),
+    "elu": Shape(
+        F.elu,
+        lambda z: z.clamp(max=0).exp(),
+        lambda slope: slope - 1 - torch.xlogy(slope, slope),
+        -torch.inf,
+        1.0,
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Convex(Activation):
-    """One of SHAPES: the chord above, and below the line of the chord's slope that touches the function."""
+    """One of SHAPES: the chord above, and below the line of the chord's slope that touches the function.
+
+    With alpha the line below touches at l + alpha (u - l).
+    """
 
     kind: str
+    free_slope = True
 
     def forward(self, *values: Tensor) -> Tensor:
         return SHAPES[self.kind].function(values[0])
@@ -64,6 +75,9 @@ class Convex(Activation):
     def undecided(self, bounds: Interval) -> Tensor:
         return bounds.upper > bounds.lower
 
+    def adaptive(self, bounds: Interval) -> Tensor:
+        return torch.full_like(bounds.lower, 0.5)
+
     def lines(self, bounds: Interval, alpha: Tensor | None) -> Lines:
         lower, upper, shape = bounds.lower, bounds.upper, SHAPES[self.kind]
         width = upper - lower
@@ -74,8 +88,14 @@ class Convex(Activation):
         steepest = shape.steepest
         slope = slope.clamp(-steepest if shape.lowest > -torch.inf else 0.0, steepest)
         above = torch.maximum(self.forward(lower) - slope * lower, self.forward(upper) - slope * upper)
-        below = torch.where(flat, self.forward(lower) - slope * lower, shape.touching(slope))
-        return Lines(slope, below, slope, above, parallel=True)
+        if alpha is None:
+            below = torch.where(flat, self.forward(lower) - slope * lower, shape.touching(slope))
+            return Lines(slope, below, slope, above, parallel=True)
+        if alpha.dim() > lower.dim():
+            lower, upper, slope, above = (part.unsqueeze(1) for part in (lower, upper, slope, above))
+        place = lower + alpha * (upper - lower)
+        touching = shape.slope(place)
+        return Lines(touching, self.forward(place) - touching * place, slope, above)
 
 
 @rule(torch.abs, "abs", abs)

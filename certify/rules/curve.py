@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from certify.bounds import Interval
 from certify.rules.activation import Activation
-from certify.rules.operation import Lines
+from certify.rules.operation import Lines, chord
 from certify.rules.table import Call, Step, rule
 
 # GELU decreases up to here, to this least value, and increases from here on.
@@ -29,11 +29,13 @@ class Softplus(Activation):
     """ln(1 + exp(beta z)) / beta, and z itself beyond threshold / beta, as PyTorch computes it.
 
     Convex: the chord's slope s gives the line above through both ends; below, the least value of
-    f(z) - s z over all z is the entropy H(s) / beta, reached inside the interval.
+    f(z) - s z over all z is the entropy H(s) / beta, reached inside the interval. With alpha the line below
+    touches at l + alpha (u - l) instead.
     """
 
     beta: float = 1.0
     threshold: float = 20.0
+    free_slope = True
 
     def forward(self, *values: Tensor) -> Tensor:
         return F.softplus(values[0], self.beta, self.threshold)
@@ -54,14 +56,29 @@ class Softplus(Activation):
     def undecided(self, bounds: Interval) -> Tensor:
         return bounds.upper > bounds.lower
 
+    def adaptive(self, bounds: Interval) -> Tensor:
+        return torch.full_like(bounds.lower, 0.5)
+
     def lines(self, bounds: Interval, alpha: Tensor | None) -> Lines:
         lower, upper = bounds.lower, bounds.upper
-        slope = _chord(self.forward, torch.sigmoid(self.beta * lower), bounds).clamp(0, 1)
+        slope = chord(self.forward, torch.sigmoid(self.beta * lower), bounds).clamp(0, 1)
         slope = torch.where(self.beta * lower > self.threshold, 1.0, slope)
         drop = self._drop(bounds)
         above = torch.maximum(self.forward(lower) - slope * lower, self.forward(upper) - slope * upper)
-        below = (torch.special.entr(slope) + torch.special.entr(1 - slope)) / self.beta
-        return Lines(slope, below - drop, slope, above + drop, parallel=True)
+        if alpha is None:
+            below = self._least(slope)
+            return Lines(slope, below - drop, slope, above + drop, parallel=True)
+        if alpha.dim() > lower.dim():
+            lower, upper, drop, slope, above = (
+                part.unsqueeze(1) for part in (lower, upper, drop, slope, above)
+            )
+        touching = torch.sigmoid(self.beta * (lower + alpha * (upper - lower)))
+        touching = torch.where(self.beta * lower > self.threshold, 1.0, touching)
+        return Lines(touching, self._least(touching) - drop, slope, above + drop)
+
+    def _least(self, slope: Tensor) -> Tensor:
+        """The least value of f(z) - slope z over all z."""
+        return (torch.special.entr(slope) + torch.special.entr(1 - slope)) / self.beta
 
 
 @dataclass(frozen=True)
@@ -69,8 +86,11 @@ class GELU(Activation):
     """z Phi(z), Phi the normal distribution function: neither monotone nor convex.
 
     Its slope falls up to -sqrt 2, rises up to sqrt 2 and falls again, so that f(z) - s z has at most
-    three stationary points; bisection finds them, and the two lines touch the extreme ones.
+    three stationary points; bisection finds them, and the two lines touch the extreme ones. With alpha the
+    line below is the tangent at l + alpha (u - l) where the function is convex all along the interval.
     """
+
+    free_slope = True
 
     def forward(self, *values: Tensor) -> Tensor:
         return F.gelu(values[0])
@@ -87,6 +107,9 @@ class GELU(Activation):
     def undecided(self, bounds: Interval) -> Tensor:
         return bounds.upper > bounds.lower
 
+    def adaptive(self, bounds: Interval) -> Tensor:
+        return torch.full_like(bounds.lower, 0.5)
+
     def _slope(self, z: Tensor) -> Tensor:
         return torch.special.ndtr(z) + z * torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
 
@@ -102,26 +125,30 @@ class GELU(Activation):
         return torch.minimum(torch.maximum((low + high) / 2, bounds.lower), bounds.upper)
 
     def lines(self, bounds: Interval, alpha: Tensor | None) -> Lines:
+        slope, below, above = bounds.known("parallel lines", self._parallel).unbind()
+        if alpha is None:
+            return Lines(slope, below, slope, above, parallel=True)
+        lower, upper = bounds.lower, bounds.upper
+        if alpha.dim() > lower.dim():
+            lower, upper, slope, below, above = (
+                part.unsqueeze(1) for part in (lower, upper, slope, below, above)
+            )
+        convex = (lower >= -math.sqrt(2)) & (upper <= math.sqrt(2))
+        place = lower + alpha * (upper - lower)
+        touching = self._slope(place)
+        below = torch.where(convex, self.forward(place) - touching * place, below)
+        return Lines(torch.where(convex, touching, slope), below, slope, above)
+
+    def _parallel(self, bounds: Interval) -> Tensor:
+        """The chord's slope, and the intercepts of both lines of that slope, as (3, n, ...)."""
         with torch.no_grad():
-            slope = _chord(self.forward, self._slope(bounds.lower), bounds)
+            slope = chord(self.forward, self._slope(bounds.lower), bounds)
             turn = math.sqrt(2)
             branches = ((-ENDS, -turn), (-turn, turn), (turn, ENDS))
             places = [self._stationary(slope, bounds, *branch) for branch in branches]
         points = torch.stack([bounds.lower, bounds.upper, *places])
         rest = self.forward(points) - slope * points
-        return Lines(slope, rest.amin(0), slope, rest.amax(0), parallel=True)
-
-
-def _chord(function: Callable[[Tensor], Tensor], flat: Tensor, bounds: Interval) -> Tensor:
-    """The slope between an interval's ends, or `flat` where it is too short to have one.
-
-    Any slope is valid; one that rounding spoils would only be loose.
-    """
-    width = bounds.upper - bounds.lower
-    short = width <= 1e-9 * (1 + bounds.lower.abs())
-    return torch.where(
-        short, flat, (function(bounds.upper) - function(bounds.lower)) / torch.where(short, 1.0, width)
-    )
+        return torch.stack([slope, rest.amin(0), rest.amax(0)])
 
 
 @rule(nn.Softplus, F.softplus)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -102,6 +102,17 @@ class Relaxed(Operation):
         (n, *input) or (n, k, *input), places the free lower slope. `both` asks for `opposite`.
         """
 
+    def adaptive(self, bounds: Interval) -> Tensor:
+        """The alpha (n, *input) that is expected to leave the smallest gap between the lines.
+
+        For ReLUs 1 where u >= -l, else 0: the smaller triangle (Zhang et al. 2018, 1811.00866, section 3.3).
+        """
+        return (bounds.upper >= -bounds.lower).to(bounds.lower.dtype)
+
+    def cut(self, bounds: Interval) -> Tensor:
+        """Where an entry's range is best cut in two: (n, *input), inside the range."""
+        return bounds.centre
+
     @abstractmethod
     def undecided(self, bounds: Interval) -> Tensor:
         """Input entries whose tighter bounds would tighten the relaxation: bool (n, *input)."""
@@ -110,6 +121,27 @@ class Relaxed(Operation):
 def spread(tensor: Tensor, rows: Tensor) -> Tensor:
     """(n, ...) as (n, 1, ...) beside rows (n, k, ...); what has k already is left alone."""
     return tensor if tensor.dim() == rows.dim() else tensor.unsqueeze(1)
+
+
+def chord(function: Callable[[Tensor], Tensor], flat: Tensor, bounds: Interval) -> Tensor:
+    """The slope between an interval's ends, or `flat` where it is too short to have one.
+
+    Any slope is valid; one that rounding spoils would only be loose.
+    """
+    width = bounds.upper - bounds.lower
+    short = width <= 1e-9 * (1 + bounds.lower.abs())
+    return torch.where(
+        short, flat, (function(bounds.upper) - function(bounds.lower)) / torch.where(short, 1.0, width)
+    )
+
+
+def tangent_place(lower: Tensor, upper: Tensor, alpha: Tensor, last: Tensor) -> Tensor:
+    """Where a line touches: l + alpha (u - l), at most `last`, with alpha's slope beyond that too.
+
+    An ascent that came too far would otherwise see no way back.
+    """
+    place = lower + alpha * (upper - lower)
+    return place + (torch.minimum(place, last) - place).detach()
 
 
 def pull_lines(rows: Tensor, lines: Lines, both: bool) -> Pulled:

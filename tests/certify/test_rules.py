@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from certify.bounds import Interval, dot
 from certify.graph import trace
-from certify.rules.activation import Sigmoidal
 from certify.rules.convex import Convex
 from certify.rules.curve import GELU, Softplus
 from certify.rules.linear import WORTH, Linear
 from certify.rules.operation import Affine
+from certify.rules.sigmoidal import SIGMOIDAL, Sigmoidal
 from models.errors import UserError
 
 PLANES = (2, 5, 6)
@@ -114,17 +114,23 @@ CURVES = {
 }
 
 
-@pytest.mark.parametrize("case", CURVES)
-def test_curves_lie_between_their_lines_and_in_their_intervals(case: str) -> None:
-    curve = CURVES[case]
+def _random_bounds() -> Interval:
     generator = torch.Generator().manual_seed(5)
     centres = 4 * torch.randn(400, 1, generator=generator, dtype=torch.float64)
     widths = 10 ** (8 * torch.rand(400, 1, generator=generator, dtype=torch.float64) - 6.5)
     centres[:4], widths[:4] = 0.0, torch.tensor([[1e-12], [0.0], [80.0], [1e3]], dtype=torch.float64)
-    bounds = Interval(centres - widths, centres + widths)
+    return Interval(centres - widths, centres + widths)
+
+
+@pytest.mark.parametrize("alpha", [None, 0.0, 0.3, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("case", CURVES)
+def test_curves_lie_between_their_lines_and_in_their_intervals(case: str, alpha: float | None) -> None:
+    curve, bounds = CURVES[case], _random_bounds()
+    widths = (bounds.upper - bounds.lower) / 2
     share = torch.linspace(0, 1, 4001, dtype=torch.float64)
     z = bounds.lower + share * (bounds.upper - bounds.lower)
-    value, lines, interval = curve.forward(z), curve.lines(bounds, None), curve.interval(bounds)
+    places = None if alpha is None else torch.full_like(widths, alpha)
+    value, lines, interval = curve.forward(z), curve.lines(bounds, places), curve.interval(bounds)
     below = lines.lower_slope * z + lines.lower_intercept
     above = lines.upper_slope * z + lines.upper_intercept
     slack = 1e-12 * (1 + z.abs())
@@ -138,6 +144,34 @@ def test_curves_lie_between_their_lines_and_in_their_intervals(case: str) -> Non
     reach = reach + widths[:, 0] / 2000 * isinstance(curve, Convex)
     assert ((value - below).amin(1) <= reach).all()
     assert ((above - value).amin(1) <= reach).all()
+
+
+@pytest.mark.parametrize("kind", SIGMOIDAL)
+def test_no_two_parallel_lines_are_nearer_in_the_middle_than_the_adaptive_ones(kind: str) -> None:
+    """The lower line at the middle is the convex envelope's value there, which no line below f exceeds."""
+    curve, bounds = Sigmoidal(kind), _random_bounds()
+    z = bounds.centre
+    parallel, adaptive = curve.lines(bounds, None), curve.lines(bounds, curve.adaptive(bounds))
+    below, above = (
+        [lines.lower_slope * z + lines.lower_intercept, lines.upper_slope * z + lines.upper_intercept]
+        for lines in (parallel, adaptive)
+    )
+    assert (above[0] >= below[0] - 1e-6).all()
+    assert (above[1] <= below[1] + 1e-6).all()
+    assert (above[0] > below[0] + 0.1).any()
+
+
+@pytest.mark.parametrize("case", CURVES)
+def test_lines_of_each_row_are_those_of_its_own_alpha(case: str) -> None:
+    curve, bounds = CURVES[case], _random_bounds()
+    alpha = torch.rand(400, 3, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    together = curve.lines(bounds, alpha)
+    for k in range(3):
+        alone = curve.lines(bounds, alpha[:, k])
+        for name in ("lower_slope", "lower_intercept", "upper_slope", "upper_intercept"):
+            part = getattr(together, name)
+            part = part[:, min(k, part.shape[1] - 1)]
+            assert torch.equal(part, getattr(alone, name))
 
 
 def test_clamps_equal_torchs_and_keep_intervals_end_to_end() -> None:
