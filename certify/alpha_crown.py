@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -54,31 +55,50 @@ class Climb:
             part.update({i: value[rows] for i, value in part.items()})
 
 
-def climbed_margins(relaxation: Relaxation, y: Tensor, classes: int, steps: int, rate: float) -> Tensor:
-    """The best lower bounds (n, classes) met while the lower slopes climb; proved samples leave."""
-    last = len(relaxation.graph.nodes) - 1
-    rows = margin_rows(y, classes, relaxation.x.dtype)
+def climbed(
+    relaxation: Relaxation,
+    node: int,
+    rows: Tensor,
+    steps: int,
+    rate: float,
+    done: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """The best lower bounds (n, k) on rows . value(node) met while the lower slopes climb.
+
+    rows (n, k, *shape of node), each with slopes of its own. Samples leave where done(samples, bounds) says
+    so of their indices (s,) and bounds (s, k): (s,).
+    """
     with torch.no_grad():
-        best = torch.maximum(relaxation.lower(last, rows), relaxation.with_alpha({}).lower(last, rows))
-    climb = Climb.start(dict(relaxation.alpha), classes)
-    label = torch.nn.functional.one_hot(y, classes).bool()
-    open_ = torch.arange(len(y), device=y.device)
+        best = torch.maximum(relaxation.lower(node, rows), relaxation.with_alpha({}).lower(node, rows))
+    climb = Climb.start(dict(relaxation.alpha), rows.shape[1])
+    open_ = torch.arange(len(rows), device=rows.device)
     for turn in range(steps + 1):
-        proved = ((best[open_] > 0) | label[open_]).all(1)
-        if bool(proved.any()):
-            climb.keep((~proved).nonzero()[:, 0])
-            open_ = open_[~proved]
+        leaving = done(open_, best[open_])
+        if bool(leaving.any()):
+            climb.keep((~leaving).nonzero()[:, 0])
+            open_ = open_[~leaving]
         if not len(open_) or not climb.alpha:
             break
         leaves = {i: value.detach().requires_grad_(turn < steps) for i, value in climb.alpha.items()}
         with torch.set_grad_enabled(turn < steps):
-            value = relaxation.select(open_).with_alpha(leaves).lower(last, rows[open_])
+            value = relaxation.select(open_).with_alpha(leaves).lower(node, rows[open_])
         best[open_] = torch.maximum(best[open_], value.detach())
         if turn < steps:
-            found = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
+            ones = torch.ones_like(value)
+            found = torch.autograd.grad(value, list(leaves.values()), ones, allow_unused=True)
             gradients = {i: g for i, g in zip(leaves, found, strict=True) if g is not None}
             climb.step(gradients, rate * (1 - turn / steps))
     return best
+
+
+def climbed_margins(relaxation: Relaxation, y: Tensor, classes: int, steps: int, rate: float) -> Tensor:
+    """The best lower bounds (n, classes) on the margins met by the climb; proved samples leave."""
+    last = len(relaxation.graph.nodes) - 1
+    rows = margin_rows(y, classes, relaxation.x.dtype)
+    label = torch.nn.functional.one_hot(y, classes).bool()
+    return climbed(
+        relaxation, last, rows, steps, rate, lambda samples, best: ((best > 0) | label[samples]).all(1)
+    )
 
 
 @register_certifier("alpha-crown")

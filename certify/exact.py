@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from certify.base import Certifier, Decision, check_seconds, register_certifier
+from certify.case import Accept, Case
 from certify.graph import Graph, trace
 from certify.ibp import interval_margins
 from certify.prepare import check_agreement, check_finite, prepare
 from certify.property import Property, robustness
-from certify.settle import Accept, Case, Verdict, settle_case
+from certify.settle import Verdict, settle_case
 from models.base import Batch, Classifier, frozen, margin
 from models.cost import Cost
 from models.errors import UserError
@@ -89,9 +90,11 @@ class Exact(Certifier):
     descent in every open branch, the same clause by clause with every neuron bounded again in every branch
     under the assumption that the clause fails (INVPROP), and a mixed-integer program that looks for
     witnesses. Proofs are dual bounds in double precision, so that a margin may be smaller than what
-    other certificates ask for (`tolerance`); no solver's word is taken. Networks of the ReLU family with max
-    pooling; others are settled by the first steps only.
-    Source: Wang et al. 2021, 2103.06624; Kotha et al. 2023, 2302.01404; Tjeng et al. 2019, 1711.07356.
+    other certificates ask for (`tolerance`); no solver's word is taken. Networks with other activations, and
+    those too large to fold, take the same steps on the ranges of their activations' inputs: tighter ends,
+    branches that cut a range in two (GenBaB), and every range bounded again in every branch.
+    Source: Wang et al. 2021, 2103.06624; Kotha et al. 2023, 2302.01404; Tjeng et al. 2019, 1711.07356; Shi et
+    al. 2024, 2405.21063.
     """
 
     paper = "Wang et al. 2021, 2103.06624"

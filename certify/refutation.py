@@ -70,6 +70,11 @@ class Refutation:
         """Whether no branch is left, and no witness was found."""
         return self.witness is None and not self.open and not self.stuck
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether a branch is left to look at."""
+        return bool(self.open)
+
     def run(self, deadline: float) -> bool:
         """Goes on until a witness is found or time.monotonic() passes `deadline`; says whether refuted."""
         while self.open and self.witness is None and time.monotonic() < deadline:

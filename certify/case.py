@@ -1,0 +1,55 @@
+"""One property on its way through the steps that may settle it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from certify.graph import Graph
+from certify.property import Property
+from models.threat import ThreatModel
+
+# The caller's own judgement of a counterexample (1, ...): as it accepts it, or None.
+Accept = Callable[[Tensor], Tensor | None]
+
+
+@dataclass
+class Case:
+    """One property on its way through the steps: what is asked, and what is known so far."""
+
+    graph: Graph
+    x: Tensor
+    threat: ThreatModel
+    prop: Property
+    tolerance: float
+    accept: Accept
+    deadline: float
+    lower: Tensor
+    witness: Tensor | None = None
+
+    @property
+    def open(self) -> Tensor:
+        """The clauses (k,) that nothing is proved of."""
+        return (~(self.lower > self.tolerance)).nonzero()[:, 0]
+
+    @property
+    def done(self) -> bool:
+        """Whether every clause is proved, or a counterexample is known."""
+        return self.witness is not None or not len(self.open)
+
+    @property
+    def late(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() > self.deadline
+
+    def check(self, point: Tensor) -> Tensor | None:
+        """`point` (d,) as an input (1, ...) where it breaks the property for the caller too."""
+        return self.accept(point.reshape(self.x.shape))
+
+    def share(self, fraction: float, least: float = 0.0) -> float:
+        """A time.monotonic() that leaves the rest of the time for later steps."""
+        now = time.monotonic()
+        return min(self.deadline, now + max(least, fraction * (self.deadline - now)))
