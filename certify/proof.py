@@ -13,7 +13,6 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor, nn
 
-from certify.alpha_crown import Climb
 from certify.backward import Relaxation, adaptive_slope, margins, parallel_slope, relax
 from certify.base import TOLERANCE, proves
 from certify.graph import Graph
@@ -21,6 +20,7 @@ from certify.ibp import interval_margins, margin_rows
 from certify.leaves import Leaves, searched_leaves
 from certify.prepare import prepare
 from certify.rules.activation import ReLU
+from certify.slopes import Climb
 from models.atomic import write_atomically
 from models.base import Batch, Classifier, check_inputs, frozen
 from models.errors import NotApplicable, UserError

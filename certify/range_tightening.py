@@ -8,19 +8,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from certify.alpha_crown import climbed
 from certify.backward import Relaxation
 from certify.bounds import Interval
 from certify.graph import Graph
 from certify.rules.operation import Relaxed
-
-STEPS, RATE = 20, 0.25
+from certify.slopes import climbed
 
 # Slopes that climb together: each row has its own for every activation before it.
 CELLS = 4_000_000
 
 
-def tightened_ranges(relaxation: Relaxation, deadline: float) -> Relaxation:
+def tightened_ranges(
+    relaxation: Relaxation, deadline: float = torch.inf, *, steps: int = 20, rate: float = 0.25
+) -> Relaxation:
     """The relaxation of one sample after ascending both ends of every range, node by node.
 
     Lines are drawn anew over the tighter ranges. Stops between two chunks of rows when time.monotonic()
@@ -34,7 +34,8 @@ def tightened_ranges(relaxation: Relaxation, deadline: float) -> Relaxation:
         source = node.inputs[0]
         if source not in tight and _relaxed_before(relaxation.graph, source):
             now = replace(relaxation, bounds=bounds, alpha={j: part for j, part in alpha.items() if j < i})
-            bounds[source] = _climbed_ends(now, source, node.operation.undecided(bounds[source]), deadline)
+            wanted = node.operation.undecided(bounds[source])
+            bounds[source] = _climbed_ends(now, source, wanted, deadline, steps, rate)
         tight.add(source)
         if i in alpha:
             alpha[i] = node.operation.adaptive(bounds[source])
@@ -52,7 +53,9 @@ def _relaxed_before(graph: Graph, node: int) -> bool:
     return False
 
 
-def _climbed_ends(relaxation: Relaxation, node: int, wanted: Tensor, deadline: float) -> Interval:
+def _climbed_ends(
+    relaxation: Relaxation, node: int, wanted: Tensor, deadline: float, steps: int, rate: float
+) -> Interval:
     """The range (1, *shape) of a node after a climb of its `wanted` entries' ends."""
     known = relaxation.bounds[node]
     lower, upper = known.lower.flatten().clone(), known.upper.flatten().clone()
@@ -64,7 +67,7 @@ def _climbed_ends(relaxation: Relaxation, node: int, wanted: Tensor, deadline: f
         rows[torch.arange(len(places)), places] = 1.0
         rows = torch.cat([rows, -rows]).reshape(1, -1, *known.lower.shape[1:])
         ends = climbed(
-            relaxation, node, rows, STEPS, RATE,
+            relaxation, node, rows, steps, rate,
             lambda samples, best: torch.full_like(samples, time.monotonic() > deadline, dtype=torch.bool),
         )[0]  # fmt: skip
         below, above = ends.nan_to_num(-torch.inf, torch.inf, -torch.inf).chunk(2)

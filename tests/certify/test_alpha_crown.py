@@ -9,7 +9,7 @@ from certify.lp import LinearProgram
 from certify.polytope import Polytope
 from models.randomness import Randomness
 from models.threat import ThreatModel
-from tests.certify.builders import batch, model
+from tests.certify.builders import batch, model, smallest_margins
 
 THREAT = ThreatModel("linf", 0.1)
 
@@ -41,3 +41,14 @@ def test_samples_that_are_proved_keep_their_bound():
     easy = AlphaCrown().run(model("mlp"), batch(4), ThreatModel("linf", 0.0), Randomness(0)).lower
     crown = Crown().run(model("mlp"), batch(4), ThreatModel("linf", 0.0), Randomness(0)).lower
     assert torch.allclose(easy, crown, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["mlp", "conv", "residual", "sigmoid", "joined"])
+def test_climbing_ranges_tighten_open_samples_and_stay_below_what_attacks_reach(family):
+    plain, whole = run(AlphaCrown(), family).lower, run(AlphaCrown(intermediate=True), family).lower
+    other = torch.isfinite(plain)
+    assert ((whole - plain)[other] >= 0).all()
+    if family != "sigmoid":
+        assert (whole - plain)[other].max() > 1e-4
+    least, _ = smallest_margins(model(family), batch(4), THREAT, samples=30)
+    assert (whole <= least + 1e-9)[other].all()
