@@ -10,6 +10,8 @@ from scipy.optimize import linprog
 from torch import nn
 
 from certify import settle as steps
+from certify import turns
+from certify.case import Case
 from certify.exact import Exact, settle
 from certify.property import Clause, Property, robustness
 from models.base import Batch, Classifier
@@ -165,10 +167,10 @@ def test_a_refutation_that_gets_nowhere_leaves_the_tree_its_turns(seed, monkeypa
     least = least_excess(network, low.tolist(), high.tolist(), Clause(rows, torch.zeros(1)))
     barely = Clause(rows, torch.tensor([1e-5 - least], dtype=torch.float64))
     monkeypatch.setattr(steps, "FEW_INPUTS", 0)
-    monkeypatch.setattr(steps, "FIRST_TURN", 0.05)
+    monkeypatch.setattr(turns, "FIRST_TURN", 0.05)
     monkeypatch.setattr(steps, "Refutation", Stalled)
     # The tree's first turn ends before it begins.
-    monkeypatch.setattr(steps, "_share", lambda *args: time.monotonic())
+    monkeypatch.setattr(Case, "share", lambda *args: time.monotonic())
     verdict = settle(network, Property(low, high, (barely,)), seconds=20)
     assert (verdict.status, verdict.settled_by) == ("certified", "branch")
 
