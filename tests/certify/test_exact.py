@@ -152,7 +152,7 @@ class Stalled:
     """A refutation that takes every turn it is given and gets nowhere."""
 
     def __init__(self, folded, targets, group, check, *, slack):
-        self.group, self.witness, self.open, self.looked_at = group, None, [self], 0
+        self.group, self.witness, self.unfinished, self.looked_at = group, None, True, 0
 
     def run(self, deadline):
         time.sleep(max(0.0, deadline - time.monotonic()))
