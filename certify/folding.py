@@ -10,7 +10,7 @@ from certify.backward import Relaxation
 from certify.bounds import Interval, entries
 from certify.rules.activation import ReLU
 from certify.rules.operation import Affine, Relaxed
-from certify.rules.pooling import MaxPool
+from certify.rules.selection import Largest
 from models.errors import NotApplicable
 
 
@@ -49,7 +49,7 @@ def undecided_neurons(relaxation: Relaxation) -> list[Undecided]:
         if operation is None or isinstance(operation, Affine):
             continue
         bounds = relaxation.bounds[node.inputs[0]]
-        if isinstance(operation, MaxPool) and not bool(operation.undecided(bounds).any()):
+        if isinstance(operation, Largest) and not bool(operation.undecided(bounds).any()):
             continue
         if not isinstance(operation, ReLU):
             raise NotApplicable(

@@ -1,4 +1,4 @@
-"""Max pooling rewritten as ReLUs, so that what is exact for the ReLU family is exact for it too."""
+"""Maxima rewritten as ReLUs, so that what is exact for the ReLU family is exact for it too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from certify.bounds import Interval
@@ -14,7 +13,7 @@ from certify.graph import Graph, Node
 from certify.rules.activation import ReLU
 from certify.rules.arithmetic import Sum
 from certify.rules.operation import Affine
-from certify.rules.pooling import MaxPool
+from certify.rules.selection import Largest
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,17 +41,17 @@ class Pick(Affine):
         return 0.0
 
 
-def without_max_pool(graph: Graph, x: Tensor) -> Graph:
-    """The same function for inputs like x (n, ...), with every max pooling as a tournament of ReLUs.
+def without_maxima(graph: Graph, x: Tensor) -> Graph:
+    """The same function for inputs like x (n, ...), with every maximum as a tournament of ReLUs.
 
-    max(a, b) = a + relu(b - a): a window of k entries takes k - 1 ReLUs in ceil(log2 k) rounds.
+    max(a, b) = a + relu(b - a): a group of k entries takes k - 1 ReLUs in ceil(log2 k) rounds.
     """
-    if not any(isinstance(node.operation, MaxPool) for node in graph.nodes):
+    if not any(isinstance(node.operation, Largest) for node in graph.nodes):
         return graph
     shapes, nodes, moved = graph.shapes(x), [Node(None, ())], {0: 0}
     for i, node in enumerate(graph.nodes[1:], start=1):
         inputs = tuple(moved[j] for j in node.inputs)
-        if isinstance(node.operation, MaxPool):
+        if isinstance(node.operation, Largest):
             moved[i] = _tournament(nodes, inputs[0], node.operation, shapes[node.inputs[0]], shapes[i])
         else:
             nodes.append(Node(node.operation, inputs))
@@ -60,14 +59,14 @@ def without_max_pool(graph: Graph, x: Tensor) -> Graph:
     return Graph(tuple(nodes), frozenset(moved[i] for i in graph.tail))
 
 
-def _tournament(nodes: list[Node], source: int, pool: MaxPool, shape: torch.Size, out: torch.Size) -> int:
-    """Appends the rounds of one pooling to `nodes`; returns the place of its result."""
+def _tournament(nodes: list[Node], source: int, largest: Largest, shape: torch.Size, out: torch.Size) -> int:
+    """Appends the rounds of one maximum to `nodes`; returns the place of its result."""
 
     def append(operation: Affine | ReLU, *inputs: int) -> int:
         nodes.append(Node(operation, inputs))
         return len(nodes) - 1
 
-    entries, value = _window_entries(pool, shape), source
+    entries, value = _members(largest, shape), source
     while len(entries) > 1:
         if len(entries) % 2:
             entries = torch.cat([entries, entries[-1:]])
@@ -79,12 +78,7 @@ def _tournament(nodes: list[Node], source: int, pool: MaxPool, shape: torch.Size
     return append(Pick(entries.reshape(out)), value)
 
 
-def _window_entries(pool: MaxPool, shape: torch.Size) -> Tensor:
-    """The flat places (k, outputs) of each window's entries; padding repeats a real entry."""
-    channels, height, width = shape
-    places = torch.arange(1, channels * height * width + 1, dtype=torch.float64).reshape(1, *shape)
-    pad = (pool.padding[1], pool.padding[1], pool.padding[0], pool.padding[0])
-    columns = F.unfold(F.pad(places, pad), pool.kernel, dilation=pool.dilation, stride=pool.stride)
-    windows = columns.reshape(channels, pool.kernel[0] * pool.kernel[1], -1).transpose(0, 1).flatten(1)
-    real = windows.amax(0, keepdim=True)
-    return (torch.where(windows > 0, windows, real) - 1).to(torch.int64)
+def _members(largest: Largest, shape: torch.Size) -> Tensor:
+    """The flat places (k, outputs) of each group's entries; a group with fewer repeats one."""
+    places = largest.members(shape).flatten(1)
+    return torch.where(places < 0, places.amax(0, keepdim=True), places)

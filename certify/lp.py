@@ -15,7 +15,7 @@ from certify.folded import Folded, Targets, folded_network
 from certify.folding import Undecided, undecided_neurons
 from certify.graph import Graph
 from certify.ibp import interval_margins, margin_rows
-from certify.lowering import without_max_pool
+from certify.lowering import without_maxima
 from certify.prepare import prepare
 from certify.warm_program import Multipliers, WarmProgram
 from certify.witness import recheck
@@ -50,7 +50,7 @@ def triangles(graph: Graph, x: Tensor, threat: ThreatModel, y: Tensor) -> tuple[
     The margins are never below those of the network as it stands.
     """
     relaxation = relax(graph, x, threat, parallel_slope, adaptive_slope)
-    known, lowered = known_margins(relaxation, y), without_max_pool(graph, x)
+    known, lowered = known_margins(relaxation, y), without_maxima(graph, x)
     if lowered is graph:
         return relaxation, known
     relaxation = relax(lowered, x, threat, parallel_slope, adaptive_slope)

@@ -18,7 +18,7 @@ from certify.dual import Branches, Dual
 from certify.folded import Folded, Targets, folded_network
 from certify.input_set import InputSet
 from certify.input_splitting import clause_bounds, split_inputs
-from certify.lowering import without_max_pool
+from certify.lowering import without_maxima
 from certify.mixed_integer import feasible_point
 from certify.range_branching import RangeBranching
 from certify.range_refutation import RangeRefutation
@@ -76,7 +76,7 @@ def settle_case(case: Case, randomness: Randomness) -> str:
     if case.done:
         return "descent"
     with torch.no_grad():
-        case.graph = without_max_pool(case.graph, case.x)
+        case.graph = without_maxima(case.graph, case.x)
         relaxation = relax(case.graph, case.x, case.threat, parallel_slope, adaptive_slope)
         case.lower = torch.maximum(case.lower, clause_bounds(relaxation, case.prop)[0])
         if case.done or case.late:

@@ -15,7 +15,8 @@ from certify.rules.activation import Activation
 from certify.rules.arithmetic import ScaleShift
 from certify.rules.linear import Conv2d
 from certify.rules.operation import Affine, Lines, Pulled, folded, pull_lines
-from certify.rules.pooling import AveragePool, MaxPool, pull_winners
+from certify.rules.pooling import AveragePool, MaxPool
+from certify.rules.selection import Choice, pull_choice
 from certify.view import View
 from models.enclosure import Enclosure
 from models.threat import ThreatModel
@@ -43,7 +44,7 @@ class Windows:
     symmetric: bool
     _tables: dict[int, Tensor] = field(default_factory=dict, repr=False)
     _known: dict[int, Lines] = field(default_factory=dict, repr=False)
-    _chosen: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _chosen: dict[int, Choice] = field(default_factory=dict, repr=False)
 
     def range(self, wanted: Tensor) -> Interval:
         """Bounds (m,) on the wanted entries (n, c, h, w) of the last node seen, in `nonzero` order."""
@@ -161,13 +162,22 @@ class Windows:
         assert isinstance(operation, MaxPool)
         if node not in self._chosen:
             self._chosen[node] = operation.chosen(self.bounds[source])
-        place, decided, most = (self._gather(node, part, entries) for part in self._chosen[node])
-        before, width = self.seen[source], self.graph.shapes(self.x)[source][2]
+        whole, before = self._chosen[node], self.seen[source]
+        winner, top = (self._local(source, part, node, entries) for part in (whole.winner, whole.top))
+        slope, intercept = (self._gather(node, part, entries) for part in (whole.slope, whole.intercept))
+        shape = torch.Size((rows.shape[2], *before.size))
+        return pull_choice(rows, Choice(winner, top, slope, intercept), shape)
+
+    def _local(self, source: int, place: Tensor, node: int, entries: Tensor) -> Tensor:
+        """Flat places (n, c, H, W) in the planes of `source` as flat places (m, c, h, w) in its windows."""
+        before, shape = self.seen[source], self.graph.shapes(self.x)[source]
+        local = self._gather(node, place, entries) % (shape[1] * shape[2])
         top, left = (before.indices(axis, entries[:, 2 + axis])[:, :1, None, None] for axis in range(2))
-        local = (place // width - top) * before.size[1] + place % width - left
+        local = (local // shape[2] - top) * before.size[1] + local % shape[2] - left
         # Beyond the plane there is no winner, and no row to pass on.
-        local = local.clamp(0, before.size[0] * before.size[1] - 1)
-        return pull_winners(rows, local, decided, most, before.size)
+        size = before.size[0] * before.size[1]
+        channel = torch.arange(shape[0], device=local.device).reshape(-1, 1, 1)
+        return local.clamp(0, size - 1) + channel * size
 
     def _lines(self, node: int, entries: Tensor) -> Lines:
         """An activation's lines in the windows."""

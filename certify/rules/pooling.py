@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certify.bounds import Interval, dot
-from certify.rules.operation import Affine, Pulled, Relaxed
+from certify.bounds import Interval
+from certify.rules.operation import Affine
+from certify.rules.selection import Largest
 from certify.rules.table import Call, Step, pair, rule
 from models.errors import NotApplicable
 
@@ -106,12 +107,8 @@ class Gather(Affine):
 
 
 @dataclass(frozen=True)
-class MaxPool(Relaxed):
-    """The largest entry of each window; padding never wins.
-
-    Linear bounds: the input with the largest lower bound from below; from above that same input
-    where its lower bound reaches every other's upper bound, else the constant largest upper bound.
-    """
+class MaxPool(Largest):
+    """The largest entry of each window; padding never wins."""
 
     kernel: Pair
     stride: Pair
@@ -121,9 +118,6 @@ class MaxPool(Relaxed):
     def forward(self, *values: Tensor) -> Tensor:
         return F.max_pool2d(values[0], self.kernel, self.stride, self.padding, self.dilation)
 
-    def interval(self, *inputs: Interval) -> Interval:
-        return Interval(self.forward(inputs[0].lower), self.forward(inputs[0].upper))
-
     def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
         """1 for linf; for l2 an entry counts once for each window that it may win."""
         if norm == "linf":
@@ -131,53 +125,17 @@ class MaxPool(Relaxed):
         step = self.stride if self.dilation == (1, 1) else (1, 1)
         return constants[0] * _overlap(self.kernel, step) ** 0.5
 
-    def _windows(self, values: Tensor, fill: float) -> Tensor:
-        """The entries of each window: (n, channels, height, width) to (n, channels, kernel, windows)."""
+    def groups(self, values: Tensor, fill: float) -> Tensor:
         pad = (self.padding[1], self.padding[1], self.padding[0], self.padding[0])
         padded = F.pad(values, pad, value=fill)
         columns = F.unfold(padded, self.kernel, dilation=self.dilation, stride=self.stride)
-        return columns.unflatten(1, (values.shape[1], -1))
-
-    def _winners(self, bounds: Interval) -> tuple[Tensor, Tensor, Tensor]:
-        """Per window: the entry of largest lower bound, that bound, and the largest upper bound elsewhere."""
-        lower, upper = self._windows(bounds.lower, -torch.inf), self._windows(bounds.upper, -torch.inf)
-        floor, winner = lower.max(2, keepdim=True)
-        return winner, floor, upper.scatter(2, winner, -torch.inf).amax(2, keepdim=True)
-
-    def undecided(self, bounds: Interval) -> Tensor:
-        """Entries that may still win a window whose winner is not decided."""
-        _, floor, rest = self._winners(bounds)
-        open_ = (floor < rest) & (self._windows(bounds.upper, -torch.inf) >= floor)
-        height, width = bounds.lower.shape[-2:]
-        size = (height + 2 * self.padding[0], width + 2 * self.padding[1])
-        marks = F.fold(
-            open_.flatten(1, 2).to(bounds.lower.dtype), size, self.kernel, self.dilation, 0, self.stride
-        )
-        inside = marks[..., self.padding[0] :, self.padding[1] :]
-        return inside[..., :height, :width] > 0
-
-    def chosen(self, bounds: Interval) -> tuple[Tensor, Tensor, Tensor]:
-        """Per output: its winner's place in the plane, whether no other may win, and the top upper bound."""
-        winner, floor, rest = self._winners(bounds)
-        height, width = bounds.lower.shape[-2:]
-        grid = torch.arange(height * width, device=rest.device, dtype=rest.dtype).reshape(1, 1, height, width)
-        places = self._windows(grid, 0.0).to(torch.int64).expand(*winner.shape[:2], -1, -1)
-        most = self.forward(bounds.upper)
-        return (places.gather(2, winner).reshape(most.shape), (floor >= rest).reshape(most.shape), most)
-
-    def pull(self, rows: Tensor, bounds: Interval, alpha: Tensor | None, both: bool = False) -> Pulled:
-        height, width = bounds.lower.shape[-2:]
-        return pull_winners(rows, *self.chosen(bounds), (height, width))
-
-
-def pull_winners(rows: Tensor, place: Tensor, decided: Tensor, most: Tensor, size: Pair) -> Pulled:
-    """`Relaxed.pull` for max pooling of planes of `size`, given what `MaxPool.chosen` says of each output."""
-    through = torch.where(decided.unsqueeze(1), rows, rows.clamp(min=0))
-    constant = dot(rows - through, most)
-    flat = through.flatten(3)
-    back = flat.new_zeros(*flat.shape[:3], size[0] * size[1])
-    back = back.scatter_add(3, place.flatten(2).unsqueeze(1).expand_as(flat), flat)
-    return Pulled(back.unflatten(3, size), constant)
+        size = [
+            (length - dilation * (kernel - 1) - 1) // stride + 1
+            for length, dilation, kernel, stride in zip(
+                padded.shape[-2:], self.dilation, self.kernel, self.stride, strict=True
+            )
+        ]
+        return columns.unflatten(2, size).unflatten(1, (values.shape[1], -1)).transpose(1, 2)
 
 
 def _window(call: Call, given: dict[str, Any]) -> tuple[Pair, Pair, Pair]:

@@ -6,7 +6,7 @@ import torch
 from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.folded import folded_network
 from certify.graph import trace
-from certify.lowering import without_max_pool
+from certify.lowering import without_maxima
 from certify.tighten import tightened
 from models.errors import NotApplicable
 from models.threat import ThreatModel
@@ -24,7 +24,7 @@ OFFSETS = [torch.tensor([0.25]), torch.tensor([-0.5, 3.0])]
 def relaxed(family, threat, intervals_only=False):
     network = model(family).network.double()
     x = batch(1).x.double()
-    graph = without_max_pool(trace(network), x)
+    graph = without_maxima(trace(network), x)
     slopes = () if intervals_only else (parallel_slope, adaptive_slope)
     with torch.no_grad():
         relaxation = relax(graph, x, threat, *slopes)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from certify.graph import trace
-from certify.lowering import Pick, without_max_pool
+from certify.lowering import Pick, without_maxima
 from certify.rules.pooling import MaxPool
 
 POOLS = {
@@ -21,7 +21,7 @@ POOLS = {
 def lowered(pool, x, before=None):
     network = nn.Sequential(*([before] if before else []), pool, nn.Flatten()).double()
     graph = trace(network)
-    return graph, without_max_pool(graph, x)
+    return graph, without_maxima(graph, x)
 
 
 @pytest.mark.parametrize("shift", [0.0, -5.0])
@@ -46,7 +46,7 @@ def test_two_pools_in_a_network():
 
 def test_a_graph_without_pooling_is_left_alone():
     graph = trace(nn.Sequential(nn.Linear(3, 2), nn.ReLU()).double())
-    assert without_max_pool(graph, torch.zeros(1, 3, dtype=torch.float64)) is graph
+    assert without_maxima(graph, torch.zeros(1, 3, dtype=torch.float64)) is graph
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,0 +1,87 @@
+"""The largest of groups of entries: what max pooling and maxima over dimensions have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from certify.bounds import Interval, dot, entries
+from certify.rules.operation import Pulled, Relaxed
+
+
+@dataclass(frozen=True)
+class Choice:
+    """z[winner] <= max z <= slope z[top] + intercept in each group: all (n, *output).
+
+    winner and top are flat places in a sample, 0 <= slope <= 1.
+    """
+
+    winner: Tensor
+    top: Tensor
+    slope: Tensor
+    intercept: Tensor
+
+
+@dataclass(frozen=True)
+class Largest(Relaxed):
+    """The largest entry of each group; an entry may belong to several groups or to none.
+
+    From below it is the entry with the largest lower bound. From above max z <= max(z_t, g), where t has the
+    largest upper bound and g is the largest upper bound elsewhere: on [l_t, u_t] the chord of that, which is
+    z_t itself where nothing else can reach l_t.
+    """
+
+    @abstractmethod
+    def groups(self, values: Tensor, fill: float) -> Tensor:
+        """(n, *input) to the entries of each group, (n, k, *output), with `fill` where a group has fewer."""
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return self.groups(values[0], -torch.inf).amax(1)
+
+    def interval(self, *inputs: Interval) -> Interval:
+        return Interval(self.forward(inputs[0].lower), self.forward(inputs[0].upper))
+
+    def members(self, shape: torch.Size) -> Tensor:
+        """The flat places (k, *output) of each group's entries in a sample of `shape`, -1 where absent."""
+        places = torch.arange(1, shape.numel() + 1, dtype=torch.float64).reshape(1, *shape)
+        return self.groups(places, 0.0)[0].to(torch.int64) - 1
+
+    def undecided(self, bounds: Interval) -> Tensor:
+        """Entries that may be the largest of a group in which another may be too."""
+        lower, upper = self.groups(bounds.lower, -torch.inf), self.groups(bounds.upper, -torch.inf)
+        floor, winner = lower.max(1, keepdim=True)
+        rest = upper.scatter(1, winner, -torch.inf).amax(1, keepdim=True)
+        rivals = (floor < rest) & (upper >= floor)
+        places = self.members(bounds.lower.shape[1:]).flatten().to(rivals.device) + 1
+        marks = bounds.lower.new_zeros(len(rivals), bounds.lower[0].numel() + 1)
+        marks.index_add_(1, places, rivals.flatten(1).to(marks.dtype))
+        return (marks[:, 1:] > 0).reshape(bounds.lower.shape)
+
+    def chosen(self, bounds: Interval) -> Choice:
+        """The lines of every group."""
+        lower, upper = self.groups(bounds.lower, -torch.inf), self.groups(bounds.upper, -torch.inf)
+        places = self.members(bounds.lower.shape[1:]).to(lower.device).expand(lower.shape)
+        winner, top = lower.argmax(1, keepdim=True), upper.argmax(1, keepdim=True)
+        low, high = lower.gather(1, top), upper.gather(1, top)
+        rest = upper.scatter(1, top, -torch.inf).amax(1, keepdim=True)
+        floor, width = torch.maximum(rest, low), high - low
+        flat = width <= 0
+        slope = torch.where(flat, 0.0, (high - floor) / torch.where(flat, 1.0, width)).clamp(0, 1)
+        intercept = torch.maximum(floor - slope * low, high - slope * high)
+        found = (places.gather(1, winner), places.gather(1, top), slope, intercept)
+        return Choice(*(part.squeeze(1) for part in found))
+
+    def pull(self, rows: Tensor, bounds: Interval, alpha: Tensor | None, both: bool = False) -> Pulled:
+        return pull_choice(rows, self.chosen(bounds), bounds.lower.shape[1:])
+
+
+def pull_choice(rows: Tensor, choice: Choice, shape: torch.Size) -> Pulled:
+    """`Relaxed.pull` of rows (n, k, *output) over groups of entries of a sample of `shape`."""
+    below, above = rows < 0, rows.clamp(max=0)
+    place = entries(torch.where(below, choice.top.unsqueeze(1), choice.winner.unsqueeze(1)), 2)
+    through = entries(torch.where(below, rows * choice.slope.unsqueeze(1), rows), 2)
+    back = rows.new_zeros(*rows.shape[:2], shape.numel()).scatter_add(2, place, through)
+    return Pulled(back.reshape(*rows.shape[:2], *shape), dot(above, choice.intercept))
