@@ -15,14 +15,16 @@ import certify.rules.activation
 import certify.rules.arithmetic
 import certify.rules.convex
 import certify.rules.curve
+import certify.rules.extremes
 import certify.rules.linear
 import certify.rules.placement
 import certify.rules.pooling
 import certify.rules.shape
 import certify.rules.sigmoidal
 import certify.rules.upsampling  # noqa: F401
+from certify.rules.extremes import finds_places
 from certify.rules.operation import Affine, Operation
-from certify.rules.table import RULES, BatchSize, Call, Constant, Value
+from certify.rules.table import RULES, BatchSize, Call, Constant, Places, Step, Value, WithPlaces
 from models.base import Classifier
 from models.errors import NotApplicable, UserError
 
@@ -176,6 +178,8 @@ class _Builder:
         kwargs = {name: self._argument(argument) for name, argument in node.kwargs.items()}
         if _is_batch_size(node, args):
             return BatchSize()
+        if args and isinstance(args[0], WithPlaces) and node.target in (getattr, operator.getitem):
+            return args[0].value if args[1] in ("values", 0) else Places()
         if _is_shape(node, args):
             return _Shape()
         if self._folds(node, args, kwargs):
@@ -187,11 +191,19 @@ class _Builder:
             call.refuse("this operation is not understood by the certificates")
         if _changes_its_input(node, module) and len(node.all_input_nodes[0].users) > 1:
             call.refuse("changes in place a value that is used elsewhere: make it out of place")
-        operations, inputs = RULES[target](call)
-        for operation in operations if isinstance(operations, tuple) else (operations,):
-            self.nodes.append(Node(operation, inputs))
-            inputs = (len(self.nodes) - 1,)
-        return Value(len(self.nodes) - 1)
+        steps = RULES[target](call)
+        self._append(steps if isinstance(steps, list) else [steps])
+        value = Value(len(self.nodes) - 1)
+        return WithPlaces(value) if finds_places(target, call) else value
+
+    def _append(self, steps: list[Step]) -> None:
+        results: list[int] = []
+        for operations, inputs in steps:
+            inputs = tuple(place if place >= 0 else results[place] for place in inputs)
+            for operation in operations if isinstance(operations, tuple) else (operations,):
+                self.nodes.append(Node(operation, inputs))
+                inputs = (len(self.nodes) - 1,)
+            results.append(len(self.nodes) - 1)
 
     def _folds(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         allowed = node.target in (FOLDABLE if node.op == "call_function" else FOLDABLE_METHODS)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from certify.bounds import Interval
 from certify.rules.arithmetic import ScaleShift
 from certify.rules.operation import Lines, Operation, Pulled, Relaxed, pull_lines
-from certify.rules.table import Call, Step, Value, rule
+from certify.rules.table import Call, Step, rule
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ def _lowered(ceiling: Read) -> tuple[Operation, ...]:
     return mirror, ReLU(), mirror
 
 
-def _clamped(call: Call, value: Any, low: Any, high: Any) -> Step:
-    """min(max(z, low), high); either may be None. Both in turn map intervals end to end."""
+def clamped(call: Call, value: Any, low: Any, high: Any) -> Step:
+    """min(max(value, low), high); either may be None. Both in turn map intervals end to end."""
     steps: tuple[Operation, ...] = ()
     if low is not None and not (isinstance(low, float) and low <= -UNBOUNDED):
         steps += _raised(call.constant(low))
@@ -127,30 +127,7 @@ def _clamped(call: Call, value: Any, low: Any, high: Any) -> Step:
 def clamp(call: Call) -> Step:
     """min(max(z, low), high)."""
     given = call.bind("input", min=None, max=None)
-    return _clamped(call, given["input"], given["min"], given["max"])
-
-
-@rule(torch.clamp_min, "clamp_min", "clamp_min_", torch.maximum)
-def largest(call: Call) -> Step:
-    """max(z, c) with a constant c."""
-    value, constant = _value_and_constant(call)
-    return _clamped(call, value, constant, None)
-
-
-@rule(torch.clamp_max, "clamp_max", "clamp_max_", torch.minimum)
-def least(call: Call) -> Step:
-    """min(z, c) with a constant c."""
-    value, constant = _value_and_constant(call)
-    return _clamped(call, value, None, constant)
-
-
-def _value_and_constant(call: Call) -> tuple[Any, Any]:
-    if len(call.args) + len(call.kwargs) != 2:
-        call.refuse("needs a value and a constant")
-    first, second = [*call.args, *call.kwargs.values()]
-    if isinstance(first, Value) and isinstance(second, Value):
-        call.refuse("of two values is not understood by the certificates: write it with relu")
-    return (first, second) if isinstance(first, Value) else (second, first)
+    return clamped(call, given["input"], given["min"], given["max"])
 
 
 @rule(nn.Hardtanh, F.hardtanh, nn.ReLU6, F.relu6)
@@ -158,8 +135,8 @@ def hardtanh(call: Call) -> Step:
     """min(max(z, low), high) as a layer; ReLU6 between 0 and 6."""
     module = call.module
     if isinstance(module, nn.Hardtanh):
-        return _clamped(call, call.bind("input")["input"], module.min_val, module.max_val)
+        return clamped(call, call.bind("input")["input"], module.min_val, module.max_val)
     if "relu6" in call.name:
-        return _clamped(call, call.bind("input", inplace=False)["input"], 0.0, 6.0)
+        return clamped(call, call.bind("input", inplace=False)["input"], 0.0, 6.0)
     given = call.bind("input", min_val=-1.0, max_val=1.0, inplace=False)
-    return _clamped(call, given["input"], given["min_val"], given["max_val"])
+    return clamped(call, given["input"], given["min_val"], given["max_val"])

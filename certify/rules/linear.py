@@ -14,7 +14,7 @@ from certify.bounds import Interval
 from certify.rules.arithmetic import ScaleShift
 from certify.rules.operation import Affine, folded
 from certify.rules.placement import Exchange
-from certify.rules.shape import Reshape
+from certify.rules.shape import as_planes
 from certify.rules.table import Call, Step, Value, pair, rule
 from models.errors import NotApplicable, UserError
 
@@ -228,8 +228,7 @@ def conv1d(call: Call) -> Step:
         lambda: module.weight.unsqueeze(2), lambda: module.bias,
         (1, stride), (0, padding), (1, dilation), module.groups,
     )  # fmt: skip
-    raised, lowered = Reshape(lambda values: values.unsqueeze(2)), Reshape(lambda values: values.squeeze(2))
-    return (raised, flat, lowered), (call.value(call.bind("input")["input"]),)
+    return as_planes(flat), (call.value(call.bind("input")["input"]),)
 
 
 @rule(nn.Conv2d, F.conv2d)

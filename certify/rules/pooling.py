@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certify.bounds import Interval
-from certify.rules.operation import Affine
+from certify.rules.operation import Affine, Operation
 from certify.rules.selection import Largest
+from certify.rules.shape import as_planes
 from certify.rules.table import Call, Step, pair, rule
 from models.errors import NotApplicable
 
@@ -139,11 +140,23 @@ class MaxPool(Largest):
 
 
 def _window(call: Call, given: dict[str, Any]) -> tuple[Pair, Pair, Pair]:
+    """Kernel, stride and padding of a pooling call; over one dimension those of planes of height 1."""
     if given["ceil_mode"]:
         call.refuse("ceil_mode is not understood by the certificates")
-    kernel = pair(given["kernel_size"])
-    stride = kernel if given["stride"] in (None, ()) else pair(given["stride"])
-    return kernel, stride, pair(given["padding"])
+    kernel = _sizes(call, given["kernel_size"], 1)
+    stride = kernel if given["stride"] in (None, ()) else _sizes(call, given["stride"], 1)
+    return kernel, stride, _sizes(call, given["padding"], 0)
+
+
+def _sizes(call: Call, value: Any, across: int) -> Pair:
+    """Sizes along both axes of a plane; `across` over the height that values of one dimension do not have."""
+    if not _is_flat(call):
+        return pair(value)
+    return across, int(value if isinstance(value, int) else value[0])
+
+
+def _is_flat(call: Call) -> bool:
+    return "1d" in (call.name if call.module is None else type(call.module).__name__)
 
 
 def _given(call: Call, **defaults: Any) -> dict[str, Any]:
@@ -154,38 +167,55 @@ def _given(call: Call, **defaults: Any) -> dict[str, Any]:
     return call.bind("input") | given
 
 
+def _pooled(call: Call, value: Any, operation: Operation) -> Step:
+    return as_planes(operation) if _is_flat(call) else operation, (call.value(value),)
+
+
+@rule(nn.AvgPool1d, F.avg_pool1d)
+def average_pool_over_one(call: Call) -> Step:
+    """Average pooling over one dimension that counts its padding."""
+    return _average_pool(call, _given(call, stride=None, padding=0, ceil_mode=False, count_include_pad=True))
+
+
 @rule(nn.AvgPool2d, F.avg_pool2d)
 def average_pool(call: Call) -> Step:
     """Average pooling that counts its padding."""
     given = _given(
         call, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
     )
-    kernel, stride, padding = _window(call, given)
-    if given["divisor_override"] is not None or (padding != (0, 0) and not given["count_include_pad"]):
+    if given["divisor_override"] is not None:
         call.refuse("a divisor other than the window's size is not understood by the certificates")
-    return AveragePool(kernel, stride, padding), (call.value(given["input"]),)
+    return _average_pool(call, given)
 
 
-@rule(nn.MaxPool2d, F.max_pool2d)
+def _average_pool(call: Call, given: dict[str, Any]) -> Step:
+    kernel, stride, padding = _window(call, given)
+    if padding != (0, 0) and not given["count_include_pad"]:
+        call.refuse("a divisor other than the window's size is not understood by the certificates")
+    return _pooled(call, given["input"], AveragePool(kernel, stride, padding))
+
+
+@rule(nn.MaxPool2d, F.max_pool2d, nn.MaxPool1d, F.max_pool1d)
 def max_pool(call: Call) -> Step:
     """Max pooling with any kernel, stride, padding and dilation."""
     given = _given(call, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False)
     if given["return_indices"]:
         call.refuse("return_indices is not understood by the certificates")
     kernel, stride, padding = _window(call, given)
-    return MaxPool(kernel, stride, padding, pair(given["dilation"])), (call.value(given["input"]),)
+    dilation = _sizes(call, given["dilation"], 1)
+    return _pooled(call, given["input"], MaxPool(kernel, stride, padding, dilation))
 
 
-@rule(nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d)
+@rule(nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, nn.AdaptiveAvgPool1d, F.adaptive_avg_pool1d)
 def adaptive_average_pool(call: Call) -> Step:
     """Adaptive average pooling to one entry per channel."""
-    if isinstance(call.module, nn.AdaptiveAvgPool2d):
+    if isinstance(call.module, nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool1d):
         given = call.bind("input") | {"output_size": call.module.output_size}
     else:
         given = call.bind("input", "output_size")
-    if given["output_size"] not in (1, (1, 1), [1, 1]):
+    if given["output_size"] not in (1, (1,), [1], (1, 1), [1, 1]):
         call.refuse(f"an output size of {given['output_size']} is not understood by the certificates: use 1")
-    return Gather((-2, -1), keep=True), (call.value(given["input"]),)
+    return Gather((-1,) if _is_flat(call) else (-2, -1), keep=True), (call.value(given["input"]),)
 
 
 @rule("mean", torch.mean)

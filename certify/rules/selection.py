@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from certify.bounds import Interval, dot, entries
 from certify.rules.operation import Pulled, Relaxed
+from models.errors import NotApplicable
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,36 @@ class Largest(Relaxed):
 
     def pull(self, rows: Tensor, bounds: Interval, alpha: Tensor | None, both: bool = False) -> Pulled:
         return pull_choice(rows, self.chosen(bounds), bounds.lower.shape[1:])
+
+
+@dataclass(frozen=True)
+class LargestOver(Largest):
+    """The largest entry over dimensions after the samples', kept as size 1 or dropped."""
+
+    dims: tuple[int, ...]
+    keep: bool
+
+    def _dims(self, dimensions: int) -> tuple[int, ...]:
+        """The dimensions counted from the front, in a value of so many; never the samples'."""
+        places = tuple(sorted(dim % dimensions for dim in self.dims))
+        if 0 in places:
+            raise NotApplicable("a maximum or minimum over the samples mixes them: name dimensions >= 1")
+        return places
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return values[0].amax(self._dims(values[0].dim()), self.keep)
+
+    def groups(self, values: Tensor, fill: float) -> Tensor:
+        dims = self._dims(values.dim())
+        found = values.movedim(dims, tuple(range(1, 1 + len(dims)))).flatten(1, len(dims))
+        if self.keep:
+            for dim in dims:
+                found = found.unsqueeze(dim + 1)
+        return found
+
+    def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
+        """1 for either norm: an entry belongs to one group."""
+        return constants[0]
 
 
 def pull_choice(rows: Tensor, choice: Choice, shape: torch.Size) -> Pulled:

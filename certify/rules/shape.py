@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certify.bounds import Interval
-from certify.rules.operation import Affine
+from certify.rules.operation import Affine, Operation
 from certify.rules.table import BatchSize, Call, Step, rule
 from models.errors import NotApplicable, UserError
 
@@ -72,6 +72,20 @@ class Identity(Affine):
         return 0.0
 
 
+def _raised(values: Tensor) -> Tensor:
+    if values.dim() != 3:
+        raise NotApplicable(
+            f"a layer over one dimension is applied to values of shape {tuple(values.shape[1:])}: "
+            "the certificates need (channels, length)"
+        )
+    return values.unsqueeze(2)
+
+
+def as_planes(operation: Operation) -> tuple[Operation, ...]:
+    """An operation on planes (n, channels, 1, length) as one on (n, channels, length)."""
+    return Reshape(_raised), operation, Reshape(lambda values: values.squeeze(2))
+
+
 @rule(nn.Flatten, torch.flatten, "flatten")
 def flatten(call: Call) -> Step:
     """Flattening that keeps the samples apart."""
@@ -83,6 +97,23 @@ def flatten(call: Call) -> Step:
     if start < 1:
         call.refuse("would mix samples: start at dimension 1")
     return Reshape(lambda values: values.flatten(start, end)), (call.value(given["input"]),)
+
+
+@rule(nn.Unflatten, torch.unflatten, "unflatten")
+def unflatten(call: Call) -> Step:
+    """A dimension after the samples' split in several."""
+    if isinstance(call.module, nn.Unflatten):
+        given = call.bind("input") | {"dim": call.module.dim, "sizes": call.module.unflattened_size}
+    else:
+        given = call.bind("input", "dim", "sizes")
+    dim, sizes = given["dim"], given["sizes"]
+    if dim == 0:
+        call.refuse("would split the dimension of the samples: use dim >= 1")
+    if not isinstance(dim, int) or not all(isinstance(size, int) for size in sizes):
+        call.refuse("has sizes that the certificates cannot read: use numbers")
+    return Reshape(lambda values: values.unflatten(_after_samples(dim, values.dim()), tuple(sizes))), (
+        call.value(given["input"]),
+    )
 
 
 @rule("view", "reshape", torch.reshape)
@@ -135,7 +166,7 @@ def _after_samples(dim: int, total: int) -> int:
     """`dim` counted from the front of `total`; raises UserError where it is the samples'."""
     place = dim % total
     if place == 0:
-        raise NotApplicable("a dimension of size 1 is put or dropped before the samples: name dims >= 1")
+        raise NotApplicable("the dimension of the samples is split, dropped or moved back: name dims >= 1")
     return place
 
 

@@ -29,6 +29,17 @@ class Constant:
     read: Callable[[], Any]
 
 
+@dataclass(frozen=True)
+class WithPlaces:
+    """What max over a dimension returns: a value of the network, and its Places."""
+
+    value: Value
+
+
+class Places:
+    """Where extreme entries were found: integers that depend on the input."""
+
+
 class BatchSize:
     """Stands for the number of samples where a network asks for it."""
 
@@ -71,14 +82,15 @@ class Call:
         """Reads an argument that must not depend on the input."""
         if isinstance(argument, Constant):
             return argument.read
-        if isinstance(argument, (Value, BatchSize)):
+        if isinstance(argument, Value | BatchSize | WithPlaces | Places):
             self.refuse("has an argument that depends on the input where a constant is needed")
         return lambda: argument
 
 
 # One operation on earlier steps, or several of which each takes the one before.
 Step = tuple[Operation | tuple[Operation, ...], tuple[int, ...]]
-Rule = Callable[[Call], Step]
+# In a list of steps a negative input counts back over the results of those before it.
+Rule = Callable[[Call], "Step | list[Step]"]
 RULES: dict[Any, Rule] = {}
 
 

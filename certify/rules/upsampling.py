@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from certify.bounds import Interval
 from certify.rules.linear import Conv2d
 from certify.rules.operation import Affine, folded
+from certify.rules.shape import as_planes
 from certify.rules.table import Call, Step, pair, rule
 
 
@@ -71,3 +72,18 @@ def conv_transpose2d(call: Call) -> Step:
         module.groups,
     )
     return ConvTranspose2d(forwards, pair(module.output_padding)), (call.value(call.bind("input")["input"]),)
+
+
+@rule(nn.ConvTranspose1d)
+def conv_transpose1d(call: Call) -> Step:
+    """nn.ConvTranspose1d: a transposed convolution over planes of height 1."""
+    module = call.module
+    assert isinstance(module, nn.ConvTranspose1d)
+    (stride,), (padding,), (dilation,) = module.stride, module.padding, module.dilation
+    assert isinstance(padding, int)
+    forwards = Conv2d(
+        lambda: module.weight.unsqueeze(2), lambda: module.bias,
+        (1, stride), (0, padding), (1, dilation), module.groups,
+    )  # fmt: skip
+    flat = ConvTranspose2d(forwards, (0, module.output_padding[0]))
+    return as_planes(flat), (call.value(call.bind("input")["input"]),)
