@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from certify.bounds import Interval
+from certify.bounds import Interval, entries
 from certify.graph import Graph, Node
 from certify.rules.activation import ReLU
 from certify.rules.arithmetic import Sum
@@ -34,7 +34,7 @@ class Pick(Affine):
 
     def transpose(self, rows: Tensor, *shapes: torch.Size) -> tuple[Tensor, ...]:
         back = rows.new_zeros(*rows.shape[:2], shapes[0].numel())
-        back.index_add_(2, self.index.flatten().to(rows.device), rows.flatten(2))
+        back.index_add_(2, self.index.flatten().to(rows.device), entries(rows, 2))
         return (back.reshape(*rows.shape[:2], *shapes[0]),)
 
     def constant(self, rows: Tensor) -> Tensor | float:
@@ -66,19 +66,19 @@ def _tournament(nodes: list[Node], source: int, largest: Largest, shape: torch.S
         nodes.append(Node(operation, inputs))
         return len(nodes) - 1
 
-    entries, value = _members(largest, shape), source
-    while len(entries) > 1:
-        if len(entries) % 2:
-            entries = torch.cat([entries, entries[-1:]])
-        first = append(Pick(entries[0::2]), value)
-        second = append(Pick(entries[1::2]), value)
+    members, value = _members(largest, shape), source
+    while len(members) > 1:
+        if len(members) % 2:
+            members = torch.cat([members, members[-1:]])
+        first = append(Pick(members[0::2]), value)
+        second = append(Pick(members[1::2]), value)
         gain = append(ReLU(), append(Sum(-1.0), second, first))
         value = append(Sum(1.0), first, gain)
-        entries = torch.arange(entries.numel() // 2).reshape(len(entries) // 2, -1)
-    return append(Pick(entries.reshape(out)), value)
+        members = torch.arange(members.numel() // 2).reshape(len(members) // 2, -1)
+    return append(Pick(members.reshape(out)), value)
 
 
 def _members(largest: Largest, shape: torch.Size) -> Tensor:
     """The flat places (k, outputs) of each group's entries; a group with fewer repeats one."""
-    places = largest.members(shape).flatten(1)
+    places = entries(largest.members(shape), 1)
     return torch.where(places < 0, places.amax(0, keepdim=True), places)

@@ -70,7 +70,12 @@ REFUSED = {
     "a dimension before the samples": (lambda x, layer: layer(x.flatten(1)).unsqueeze(0), "unsqueeze"),
     "reflected padding": (lambda x, layer: layer(F.pad(x, (1, 1), mode="reflect").flatten(1)), "pad"),
     "matrix product of values": (lambda x, layer: x @ x, "matmul"),
-    "largest of two values": (lambda x, layer: torch.maximum(layer(x.flatten(1)), x[:, 0, 0, :3]), "maximum"),
+    "largest over samples": (lambda x, layer: layer(x.flatten(1)).amax(0, keepdim=True), "amax"),
+    "largest of all": (lambda x, layer: layer(x.flatten(1)).max(), "max"),
+    "places of the largest": (lambda x, layer: layer(x.flatten(1)) + x.max(1).indices, "add"),
+    "both of the largest": (lambda x, layer: layer(x.flatten(1)) + layer(x.flatten(1)).max(1), "add"),
+    "unflattened samples": (lambda x, layer: layer(x.flatten(1)).unflatten(0, (1, -1)), "unflatten"),
+    "layer normalisation": (lambda x, layer: F.layer_norm(layer(x.flatten(1)), (3,)), "layer_norm"),
     "in place with another use": (in_place, "relu"),
     "functional dropout": (lambda x, layer: F.dropout(layer(x.flatten(1)), 0.5, True), "dropout"),
     "mean over samples": (lambda x, layer: layer(x.flatten(1)).mean(0, keepdim=True), "mean"),
@@ -87,8 +92,8 @@ def test_what_is_not_understood_is_refused_by_name(case):
 
 
 def test_layers_are_refused_by_their_place_and_class():
-    with pytest.raises(UserError, match=r"layer '2' \(SiLU\)"):
-        trace(nn.Sequential(nn.Flatten(), nn.Linear(72, 3), nn.SiLU()))
+    with pytest.raises(UserError, match=r"layer '2' \(Hardshrink\)"):
+        trace(nn.Sequential(nn.Flatten(), nn.Linear(72, 3), nn.Hardshrink()))
 
 
 def test_subclasses_and_hooks_are_not_mistaken_for_what_they_extend():

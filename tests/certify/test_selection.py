@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from certify.bounds import Interval
+from certify.bounds import Interval, dot, entries
+from certify.exact import settle
+from certify.graph import trace
+from certify.lowering import without_maxima
+from certify.property import Clause, Property
+from certify.rules.extremes import Stack
 from certify.rules.operation import Relaxed
 from certify.rules.pooling import MaxPool
-from certify.rules.selection import Largest
+from certify.rules.selection import Largest, LargestOver
+from models.errors import UserError
+from tests.certify.test_rules import Forward
 
 LARGEST: dict[str, tuple[Largest, tuple[int, ...]]] = {
     "pool": (MaxPool((2, 2), (2, 2), (0, 0), (1, 1)), (2, 4, 4)),
     "overlapping pool with padding": (MaxPool((3, 2), (1, 2), (1, 1), (1, 1)), (2, 4, 5)),
     "dilated pool": (MaxPool((2, 2), (1, 1), (1, 0), (2, 3)), (1, 4, 5)),
     "pool of one": (MaxPool((1, 1), (1, 1), (0, 0), (1, 1)), (2, 2, 3)),
+    "over a dimension": (LargestOver((2,), False), (4, 3, 2)),
+    "over the last": (LargestOver((-1,), True), (4, 5)),
+    "over two": (LargestOver((-1, 1), False), (2, 4, 3)),
+    "over two, kept": (LargestOver((1, 3), True), (2, 4, 3)),
+    "over all": (LargestOver((1,), False), (5,)),
 }
 
 
@@ -43,8 +56,8 @@ def worst_gaps(operation: Relaxed, bounds: Interval, points: Tensor, rows: Tenso
     """The least of rows . out - (pulled rows . in + constant) over points (p, n, ...): (n, k)."""
     pulled = operation.pull(rows, bounds, None)
     values = torch.stack([operation.forward(point) for point in points])
-    ours = torch.einsum("nkd,pnd->pnk", pulled.rows.flatten(2), points.flatten(2)) + pulled.constant
-    return (torch.einsum("nkd,pnd->pnk", rows.flatten(2), values.flatten(2)) - ours).amin(0)
+    ours = torch.einsum("nkd,pnd->pnk", entries(pulled.rows, 2), entries(points, 2)) + pulled.constant
+    return (torch.einsum("nkd,pnd->pnk", entries(rows, 2), entries(values, 2)) - ours).amin(0)
 
 
 @pytest.mark.parametrize("name", LARGEST)
@@ -77,14 +90,14 @@ def test_the_lines_are_never_looser_than_constants(name: str) -> None:
         flat = pulled.rows.flatten(2)
         low, high = bounds.lower.flatten(1)[:, None], bounds.upper.flatten(1)[:, None]
         least = torch.where(flat > 0, flat * low, flat * high).sum(2) + pulled.constant
-        assert (least >= end.flatten(1) - 1e-12 * (1 + end.flatten(1).abs())).all()
+        assert (least >= entries(end, 1) - 1e-12 * (1 + entries(end, 1).abs())).all()
 
 
 @pytest.mark.parametrize("name", LARGEST)
 def test_what_cannot_move_the_result_is_decided(name: str) -> None:
     operation, shape = LARGEST[name]
     bounds = some_bounds(shape, 60, 5)
-    members = operation.members(torch.Size(shape)).flatten(1)
+    members = entries(operation.members(torch.Size(shape)), 1)
     lower, upper = bounds.lower.flatten(1), bounds.upper.flatten(1)
     expected = torch.zeros_like(lower, dtype=torch.bool)
     for group in members.T:
@@ -117,3 +130,100 @@ def test_gradients_are_finite(name: str) -> None:
     pulled = operation.pull(rows, Interval(*ends), None)
     for gradient in torch.autograd.grad(pulled.rows.square().sum() + pulled.constant.sum(), ends):
         assert gradient.isfinite().all()
+
+
+PLANES, LINES, ROW = (2, 6, 8), (3, 9), (12,)
+CALLS = {
+    "amax": (lambda x: x.amax(2), PLANES),
+    "amax of two, kept": (lambda x: torch.amax(x, (1, -1), keepdim=True), PLANES),
+    "amin": (lambda x: torch.amin(x, dim=-1), PLANES),
+    "values": (lambda x: x.max(1).values, PLANES),
+    "first of both": (lambda x: torch.max(x, dim=2, keepdim=True)[0], PLANES),
+    "least values": (lambda x: torch.min(x, 1).values + x.transpose(1, 2).min(-1)[0], LINES),
+    "maximum": (lambda x: torch.maximum(x[:, :3], x[:, 1:4]), ROW),
+    "larger of two": (lambda x: torch.max(x[:, :3], x[:, 1:4]) + x[:, :3].max(other=x[:, 2:5]), ROW),
+    "lesser of two": (lambda x: torch.min(x[:, :3], x[:, 1:4]) + x[:, :3].minimum(x[:, 6:9]), ROW),
+    "with a constant": (lambda x: torch.max(x, torch.tensor(0.3)) + torch.min(torch.tensor(0.1), x), ROW),
+    "pool over one": (nn.MaxPool1d(3, 2, 1, 1), LINES),
+    "pool by a function": (lambda x: F.max_pool1d(x, 2), LINES),
+    "to one": (nn.AdaptiveMaxPool2d(1), PLANES),
+    "to one by a function": (lambda x: F.adaptive_max_pool2d(x, (1, 1)), PLANES),
+    "line to one": (nn.AdaptiveMaxPool1d(1), LINES),
+    "line to one by a function": (lambda x: F.adaptive_max_pool1d(x, 1), LINES),
+    "to a number": (lambda x: x.amax(1).unsqueeze(1), ROW),
+    "maxout": (lambda x: x.unflatten(1, (-1, 3)).amax(2), ROW),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_compute_what_torch_computes_as_relus_too(name: str) -> None:
+    function, shape = CALLS[name]
+    network = nn.Sequential(function if isinstance(function, nn.Module) else Forward(function))
+    x = torch.randn(7, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    graph, expected = trace(network), network(x)
+    lowered = without_maxima(graph, x)
+    assert not any(isinstance(node.operation, Largest) for node in lowered.nodes)
+    for one in (graph, lowered):
+        assert one.values(x)[-1].shape == expected.shape
+        assert torch.allclose(one.values(x)[-1], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: torch.maximum(x, x[:, :1]), "equal shapes"),
+        (lambda x: x.amax(-2), "mixes them"),
+        (lambda x: x.unflatten(-2, (1, -1)), "samples"),
+        (nn.AdaptiveMaxPool1d(2), "output size of 2"),
+        (nn.MaxPool1d(2, return_indices=True), "return_indices"),
+        (lambda x: F.max_pool1d(x, 2), "channels, length"),
+    ],
+)
+def test_what_is_not_understood_says_why(function, message: str) -> None:
+    network = function if isinstance(function, nn.Module) else Forward(function)
+    with pytest.raises(UserError, match=message):
+        trace(nn.Sequential(network)).values(torch.zeros(1, 12))
+
+
+def test_a_stack_is_its_own_matrix() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 4, 3, 2, generator=generator, dtype=torch.float64)
+    stack, rows = Stack(), torch.randn(4, 5, 2, 3, 2, generator=generator, dtype=torch.float64)
+    back = stack.transpose(rows, first.shape[1:], second.shape[1:])
+    ours = dot(back[0], first) + dot(back[1], second)
+    assert torch.allclose(dot(rows, stack.forward(first, second)), ours, atol=1e-12)
+    one = torch.ones((), dtype=torch.float64)
+    assert float(stack.lipschitz("l2", [one, one], [first.shape[1:]])) == pytest.approx(2**0.5)
+    found = stack.interval(Interval(first - 1, first), Interval(second, second + 2))
+    assert torch.equal(found.lower, stack.forward(first - 1, second))
+    assert torch.equal(found.upper, stack.forward(first, second + 2))
+
+
+class Maxima(nn.Module):
+    """Two inputs through maxima of every kind."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.second, self.head = nn.Linear(2, 9), nn.Linear(4, 6), nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = self.first(x).unflatten(1, (3, 3))
+        x = torch.cat([pieces.amax(2), pieces.min(1).values.amax(1).unsqueeze(1)], 1)
+        x = self.second(x)
+        return self.head(torch.maximum(x[:, :3], x[:, 3:]) - torch.min(x[:, :3], 0.3 * x[:, 3:]))
+
+
+@pytest.mark.parametrize("few", [0, 16])
+@pytest.mark.parametrize("seed", range(6))
+def test_exact_agrees_with_a_grid(seed: int, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certify.settle.FEW_INPUTS", few)
+    network = Maxima(seed).double().eval()
+    axis = torch.linspace(-1, 1, 401, dtype=torch.float64)
+    with torch.no_grad():
+        least = float(network(torch.cartesian_prod(axis, axis)).min())
+    end = torch.ones(2, dtype=torch.float64)
+    for shift, expected in ((-0.05, "certified"), (1e-6, "broken")):
+        clause = Clause(torch.ones(1, 1, dtype=torch.float64), torch.tensor([-(least + shift)]).double())
+        verdict = settle(network, Property(-end, end, (clause,)), seconds=30.0)
+        assert verdict.status == expected
