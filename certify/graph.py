@@ -16,12 +16,15 @@ import certify.rules.arithmetic
 import certify.rules.convex
 import certify.rules.curve
 import certify.rules.extremes
+import certify.rules.hinges
 import certify.rules.linear
 import certify.rules.placement
 import certify.rules.pooling
 import certify.rules.shape
 import certify.rules.sigmoidal
+import certify.rules.turning
 import certify.rules.upsampling  # noqa: F401
+from certify.gates import with_gates_named
 from certify.rules.extremes import finds_places
 from certify.rules.operation import Affine, Operation
 from certify.rules.table import RULES, BatchSize, Call, Constant, Places, Step, Value, WithPlaces
@@ -114,7 +117,7 @@ def trace(network: nn.Module) -> Graph:
 
 def _traced(root: nn.Module, name: str) -> fx.Graph:
     try:
-        return _Tracer().trace(root)
+        return with_gates_named(_Tracer().trace(root), root)
     except Exception as error:
         # The user's own forward runs on proxies here, and may fail in any way.
         reason = (str(error) or type(error).__name__).splitlines()[0]

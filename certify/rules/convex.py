@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from certify.bounds import Interval
 from certify.rules.activation import Activation
@@ -117,13 +117,3 @@ def power(call: Call) -> Step:
     if given["exponent"] != 2:
         call.refuse(f"the exponent {given['exponent']} is not understood by the certificates: use 2")
     return Convex("square"), (call.value(given["input"]),)
-
-
-@rule(nn.ELU, F.elu)
-def elu(call: Call) -> Step:
-    """z above 0 and exp(z) - 1 below."""
-    given = call.bind("input", alpha=1.0, inplace=False)
-    alpha = call.module.alpha if isinstance(call.module, nn.ELU) else given["alpha"]
-    if alpha != 1:
-        call.refuse(f"alpha = {alpha} is not understood by the certificates: use 1")
-    return Convex("elu"), (call.value(given["input"]),)

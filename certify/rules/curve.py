@@ -14,6 +14,7 @@ from certify.bounds import Interval
 from certify.rules.activation import Activation
 from certify.rules.operation import Lines, chord
 from certify.rules.table import Call, Step, rule
+from certify.rules.turning import Turning
 
 # GELU decreases up to here, to this least value, and increases from here on.
 LOWEST_AT, LOWEST = -0.7517915246935645, -0.1699712074799038
@@ -162,9 +163,7 @@ def softplus(call: Call) -> Step:
 
 @rule(nn.GELU, F.gelu)
 def gelu(call: Call) -> Step:
-    """z Phi(z) by the error function."""
+    """z Phi(z) by the error function, or approximated by tanh."""
     given = call.bind("input", approximate="none")
     approximate = call.module.approximate if isinstance(call.module, nn.GELU) else given["approximate"]
-    if approximate != "none":
-        call.refuse(f"the approximation '{approximate}' is not understood by the certificates: use 'none'")
-    return GELU(), (call.value(given["input"]),)
+    return GELU() if approximate == "none" else Turning("gelu-tanh"), (call.value(given["input"]),)

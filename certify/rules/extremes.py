@@ -85,7 +85,8 @@ def extreme_with_places(call: Call) -> Step | list[Step]:
     least = "min" in call.name
     other = call.kwargs.get("other", call.args[1] if len(call.args) > 1 else None)
     if isinstance(other, Value | Constant | Tensor):
-        return _of_two(call, *call.bind("input", "other").values(), least)
+        given = call.bind("input", "other")
+        return _of_two(call, given["input"], given["other"], least)
     given = call.bind("input", dim=(), keepdim=False)
     return _over(call, given["input"], given["dim"], given["keepdim"], least)
 

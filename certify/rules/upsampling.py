@@ -79,7 +79,7 @@ def conv_transpose1d(call: Call) -> Step:
     """nn.ConvTranspose1d: a transposed convolution over planes of height 1."""
     module = call.module
     assert isinstance(module, nn.ConvTranspose1d)
-    (stride,), (padding,), (dilation,) = module.stride, module.padding, module.dilation
+    (stride,), (dilation,), padding = module.stride, module.dilation, module.padding[0]
     assert isinstance(padding, int)
     forwards = Conv2d(
         lambda: module.weight.unsqueeze(2), lambda: module.bias,

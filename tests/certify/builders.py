@@ -97,6 +97,25 @@ class Bent(nn.Module):
         return self.head(torch.abs(x) - F.softsign(x) + x**2)
 
 
+class Selected(nn.Module):
+    """Largest and least entries of lines, over dimensions and of two values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line, self.norm = nn.Conv1d(2, 4, 3, stride=3), nn.BatchNorm1d(4)
+        self.pool, self.middle, self.head = nn.MaxPool1d(3, 2, 1), nn.Linear(12, 12), nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.norm(self.line(x.flatten(2)))).unflatten(2, (3, 2))
+        x = self.middle(
+            torch.maximum(
+                x.amax(3), x[:, :, :, 0] - x[:, :, :, 1].amin(1, keepdim=True).expand(-1, 4, -1)
+            ).flatten(1)
+        )
+        pieces = x.unflatten(1, (4, 3))
+        return self.head(torch.cat([torch.min(pieces, 2).values, pieces.flatten(1).amax(1, True)], 1))
+
+
 class Clamped(nn.Module):
     """Values cut from both sides and from one."""
 
@@ -167,6 +186,12 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "rearranged": Rearranged,
     "clamped": Clamped,
     "bent": Bent,
+    "selected": Selected,
+    "turning": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(72, 8), nn.SiLU(), nn.Linear(8, 8), nn.PReLU(8), nn.Linear(8, 8), nn.Mish(),
+        nn.Linear(8, 6), nn.Hardswish(), nn.Softshrink(0.1), nn.Linear(6, 6), nn.SELU(), nn.Hardsigmoid(),
+        nn.Linear(6, CLASSES),
+    ),
 }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ CASES = [(name, norm, family) for name in PROOFS for norm in CERTIFIERS[name].no
 def test_the_cases_cover_every_proof_norm_and_family():
     assert {"ibp", "polytope", "crown", "lp"} <= set(PROOFS)
     assert len(CASES) == sum(len(CERTIFIERS[name].norms) for name in PROOFS) * len(FAMILIES)
-    assert len(FAMILIES) == 14
+    assert len(FAMILIES) == 16
     assert len(CASES) >= 100
 
 

@@ -258,7 +258,6 @@ def test_a_turned_parameter_follows_its_training() -> None:
     ("function", "message"),
     [
         (lambda x: x**3, "exponent 3"),
-        (lambda x: F.elu(x, 0.5), "alpha = 0.5"),
         (lambda x: x.expand(2, 3), "keep the samples"),
         (lambda x: x.unsqueeze(1).expand(-1, 4, 1, 2), "unsqueeze them first"),
     ],
