@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from certify.backward import Relaxation
 from certify.bounds import Interval, entries
 from certify.graph import Graph, Node
+from certify.rivals import Rivals, members, rivals
 from certify.rules.activation import ReLU
 from certify.rules.arithmetic import Sum
 from certify.rules.operation import Affine
@@ -41,44 +43,48 @@ class Pick(Affine):
         return 0.0
 
 
-def without_maxima(graph: Graph, x: Tensor) -> Graph:
+def without_maxima(graph: Graph, x: Tensor, relaxation: Relaxation | None = None) -> Graph:
     """The same function for inputs like x (n, ...), with every maximum as a tournament of ReLUs.
 
-    max(a, b) = a + relu(b - a): a group of k entries takes k - 1 ReLUs in ceil(log2 k) rounds.
+    max(a, b) = a + relu(b - a): a group of k entries takes k - 1 ReLUs in ceil(log2 k) rounds. With the
+    graph's relaxation around one sample, entries that it rules out take none, and the function is the same on
+    that sample's threat set alone.
     """
-    if not any(isinstance(node.operation, Largest) for node in graph.nodes):
+    if not has_maxima(graph):
         return graph
     shapes, nodes, moved = graph.shapes(x), [Node(None, ())], {0: 0}
     for i, node in enumerate(graph.nodes[1:], start=1):
         inputs = tuple(moved[j] for j in node.inputs)
         if isinstance(node.operation, Largest):
-            moved[i] = _tournament(nodes, inputs[0], node.operation, shapes[node.inputs[0]], shapes[i])
+            shape = shapes[node.inputs[0]]
+            some = rivals(relaxation, i) if relaxation is not None else members(node.operation, shape)
+            moved[i] = _tournament(nodes, inputs[0], some, shapes[i])
         else:
             nodes.append(Node(node.operation, inputs))
             moved[i] = len(nodes) - 1
     return Graph(tuple(nodes), frozenset(moved[i] for i in graph.tail))
 
 
-def _tournament(nodes: list[Node], source: int, largest: Largest, shape: torch.Size, out: torch.Size) -> int:
+def has_maxima(graph: Graph) -> bool:
+    """Whether the graph has an operation that is the largest entry of groups."""
+    return any(isinstance(node.operation, Largest) for node in graph.nodes)
+
+
+def _tournament(nodes: list[Node], source: int, some: Rivals, out: torch.Size) -> int:
     """Appends the rounds of one maximum to `nodes`; returns the place of its result."""
 
     def append(operation: Affine | ReLU, *inputs: int) -> int:
         nodes.append(Node(operation, inputs))
         return len(nodes) - 1
 
-    members, value = _members(largest, shape), source
-    while len(members) > 1:
-        if len(members) % 2:
-            members = torch.cat([members, members[-1:]])
-        first = append(Pick(members[0::2]), value)
-        second = append(Pick(members[1::2]), value)
+    places, count, value = some.places, some.count, source
+    while len(places) > 1:
+        # An entry without an opponent meets itself: a difference of zero, whose ReLU is never undecided.
+        turn = torch.arange(0, len(places), 2)[:, None]
+        one = places.gather(0, torch.where(turn < count, turn, 0))
+        other = places.gather(0, torch.where(turn + 1 < count, turn + 1, torch.where(turn < count, turn, 0)))
+        first, second = append(Pick(one), value), append(Pick(other), value)
         gain = append(ReLU(), append(Sum(-1.0), second, first))
-        value = append(Sum(1.0), first, gain)
-        members = torch.arange(members.numel() // 2).reshape(len(members) // 2, -1)
-    return append(Pick(members.reshape(out)), value)
-
-
-def _members(largest: Largest, shape: torch.Size) -> Tensor:
-    """The flat places (k, outputs) of each group's entries; a group with fewer repeats one."""
-    places = entries(largest.members(shape), 1)
-    return torch.where(places < 0, places.amax(0, keepdim=True), places)
+        value, count = append(Sum(1.0), first, gain), (count + 1) // 2
+        places = torch.arange(one.numel()).reshape(one.shape)
+    return append(Pick(places.reshape(out)), value)

@@ -18,7 +18,7 @@ from certify.dual import Branches, Dual
 from certify.folded import Folded, Targets, folded_network
 from certify.input_set import InputSet
 from certify.input_splitting import clause_bounds, split_inputs
-from certify.lowering import without_maxima
+from certify.lowering import has_maxima, without_maxima
 from certify.mixed_integer import feasible_point
 from certify.range_branching import RangeBranching
 from certify.range_refutation import RangeRefutation
@@ -76,9 +76,10 @@ def settle_case(case: Case, randomness: Randomness) -> str:
     if case.done:
         return "descent"
     with torch.no_grad():
-        case.graph = without_maxima(case.graph, case.x)
-        relaxation = relax(case.graph, case.x, case.threat, parallel_slope, adaptive_slope)
-        case.lower = torch.maximum(case.lower, clause_bounds(relaxation, case.prop)[0])
+        relaxation = _relaxed(case)
+        if has_maxima(case.graph) and not (case.done or case.late):
+            case.graph = without_maxima(case.graph, case.x, relaxation)
+            relaxation = _relaxed(case)
         if case.done or case.late:
             return "crown"
         if case.x[0].numel() <= FEW_INPUTS and case.threat.norm == "linf" and _split_inputs(case):
@@ -93,6 +94,13 @@ def settle_case(case: Case, randomness: Randomness) -> str:
         if folded.neurons > NEURONS:
             return _on_ranges(case, relaxation)
         return _on_folded(case, folded, targets)
+
+
+def _relaxed(case: Case) -> Relaxation:
+    """The network as it stands, bounded around the case's input, with what that proves booked."""
+    relaxation = relax(case.graph, case.x, case.threat, parallel_slope, adaptive_slope)
+    case.lower = torch.maximum(case.lower, clause_bounds(relaxation, case.prop)[0])
+    return relaxation
 
 
 def _split_inputs(case: Case) -> bool:

@@ -1,0 +1,81 @@
+"""Which entries of a group can be its largest anywhere in the threat set: the others need not be compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from certify.backward import Relaxation
+from certify.bounds import Interval, entries
+from certify.rules.selection import Largest
+
+# Beyond this many pairs of one maximum only the entries' own bounds are compared, and so many at a time.
+PAIRS, CHUNK = 8192, 256
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """The flat places (k, m) of m groups' entries to compare: the first `count` (m,) of each column."""
+
+    places: Tensor
+    count: Tensor
+
+
+def members(largest: Largest, shape: torch.Size) -> Rivals:
+    """Every entry of every group."""
+    places = entries(largest.members(shape), 1)
+    return _kept(places, places >= 0)
+
+
+def rivals(relaxation: Relaxation, node: int) -> Rivals:
+    """The entries of the maximum `node` that no other entry of their group is never below; one sample."""
+    largest, source = relaxation.graph.nodes[node].operation, relaxation.graph.nodes[node].inputs[0]
+    assert isinstance(largest, Largest)
+    bounds = Interval(*(end.flatten() for end in _ends(relaxation.bounds[source])))
+    places = entries(largest.members(relaxation.graph.shapes(relaxation.x)[source]), 1)
+    real = places >= 0
+    lower = torch.where(real, bounds.lower[places], -torch.inf)
+    upper = torch.where(real, bounds.upper[places], -torch.inf)
+    floor, winner = lower.max(0)
+    kept = (upper > floor) & real
+    kept[winner, torch.arange(len(winner))] = True
+    first, second = torch.triu_indices(len(places), len(places), 1)
+    open_ = (kept[first] & kept[second]).nonzero()
+    if len(open_) > PAIRS:
+        return _kept(places, kept)
+    pair, group = open_.T
+    a, b = first[pair], second[pair]
+    gaps = _differences(relaxation, source, places[a, group], places[b, group])
+    # Of two that are always equal the first is kept, so that one of each group always is.
+    kept[b[gaps.lower >= 0], group[gaps.lower >= 0]] = False
+    below = (gaps.upper <= 0) & ~(gaps.lower >= 0)
+    kept[a[below], group[below]] = False
+    return _kept(places, kept)
+
+
+def _ends(bounds: Interval) -> tuple[Tensor, Tensor]:
+    return bounds.lower[0], bounds.upper[0]
+
+
+def _kept(places: Tensor, kept: Tensor) -> Rivals:
+    """The marked places first in each column, in their order."""
+    order = torch.argsort(kept.to(torch.int8), dim=0, descending=True, stable=True)
+    count = kept.sum(0)
+    return Rivals(places.gather(0, order)[: int(count.max())], count)
+
+
+def _differences(relaxation: Relaxation, node: int, first: Tensor, second: Tensor) -> Interval:
+    """Bounds (p,) on the entries `first` less the entries `second` (p,) of a node of one sample."""
+    shape, dtype = relaxation.graph.shapes(relaxation.x)[node], relaxation.x.dtype
+    found = []
+    for a, b in zip(first.split(CHUNK), second.split(CHUNK), strict=True):
+        rows = torch.zeros(len(a), shape.numel(), dtype=dtype)
+        rows.scatter_(1, a[:, None], 1.0).scatter_add_(1, b[:, None], rows.new_full((len(b), 1), -1.0))
+        found.append(relaxation.range(node, rows.reshape(1, -1, *shape)))
+    none = torch.zeros(1, 0, dtype=dtype)
+    return Interval(
+        torch.cat([none, *(part.lower for part in found)], 1)[0],
+        torch.cat([none, *(part.upper for part in found)], 1)[0],
+    )
