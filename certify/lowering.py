@@ -13,9 +13,12 @@ from certify.bounds import Interval, entries
 from certify.graph import Graph, Node
 from certify.rivals import Rivals, members, rivals
 from certify.rules.activation import ReLU
-from certify.rules.arithmetic import Sum
+from certify.rules.arithmetic import Concatenate, Sum
 from certify.rules.operation import Affine
 from certify.rules.selection import Largest
+from certify.rules.shape import Reshape
+
+FLAT = Reshape(lambda values: values.flatten(1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +47,11 @@ class Pick(Affine):
 
 
 def without_maxima(graph: Graph, x: Tensor, relaxation: Relaxation | None = None) -> Graph:
-    """The same function for inputs like x (n, ...), with every maximum as a tournament of ReLUs.
+    """The same function for inputs like x (n, ...), with every maximum made of ReLUs.
 
-    max(a, b) = a + relu(b - a): a group of k entries takes k - 1 ReLUs in ceil(log2 k) rounds. With the
-    graph's relaxation around one sample, entries that it rules out take none, and the function is the same on
-    that sample's threat set alone.
+    max(a, b) = a + relu(b - a): a group of k entries takes k - 1 ReLUs, one after the other. With the graph's
+    relaxation around one sample, entries that it rules out take none, the others come the largest first, so
+    that most ReLUs are all but decided, and the function is the same on that sample's threat set alone.
     """
     if not has_maxima(graph):
         return graph
@@ -58,7 +61,7 @@ def without_maxima(graph: Graph, x: Tensor, relaxation: Relaxation | None = None
         if isinstance(node.operation, Largest):
             shape = shapes[node.inputs[0]]
             some = rivals(relaxation, i) if relaxation is not None else members(node.operation, shape)
-            moved[i] = _tournament(nodes, inputs[0], some, shapes[i])
+            moved[i] = _challenged(nodes, inputs[0], some, shapes[i])
         else:
             nodes.append(Node(node.operation, inputs))
             moved[i] = len(nodes) - 1
@@ -70,21 +73,20 @@ def has_maxima(graph: Graph) -> bool:
     return any(isinstance(node.operation, Largest) for node in graph.nodes)
 
 
-def _tournament(nodes: list[Node], source: int, some: Rivals, out: torch.Size) -> int:
-    """Appends the rounds of one maximum to `nodes`; returns the place of its result."""
+def _challenged(nodes: list[Node], source: int, some: Rivals, out: torch.Size) -> int:
+    """Appends the turns of one maximum to `nodes`; returns the place of its result."""
 
     def append(operation: Affine | ReLU, *inputs: int) -> int:
         nodes.append(Node(operation, inputs))
         return len(nodes) - 1
 
-    places, count, value = some.places, some.count, source
-    while len(places) > 1:
-        # An entry without an opponent meets itself: a difference of zero, whose ReLU is never undecided.
-        turn = torch.arange(0, len(places), 2)[:, None]
-        one = places.gather(0, torch.where(turn < count, turn, 0))
-        other = places.gather(0, torch.where(turn + 1 < count, turn + 1, torch.where(turn < count, turn, 0)))
-        first, second = append(Pick(one), value), append(Pick(other), value)
-        gain = append(ReLU(), append(Sum(-1.0), second, first))
-        value, count = append(Sum(1.0), first, gain), (count + 1) // 2
-        places = torch.arange(one.numel()).reshape(one.shape)
-    return append(Pick(places.reshape(out)), value)
+    groups = some.places.shape[1]
+    own = torch.arange(groups)
+    value, flat = append(Pick(some.places[0]), source), append(FLAT, source)
+    for turn in range(1, len(some.places)):
+        # A group that is through meets its own value: a difference of zero, whose ReLU is never undecided.
+        next_ = torch.where(turn < some.count, groups + some.places[turn], own)
+        challenger = append(Pick(next_), append(Concatenate(1), value, flat))
+        gain = append(ReLU(), append(Sum(-1.0), challenger, value))
+        value = append(Sum(1.0), value, gain)
+    return append(Pick(own.reshape(out)), value)

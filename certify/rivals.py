@@ -12,12 +12,12 @@ from certify.bounds import Interval, entries
 from certify.rules.selection import Largest
 
 # Beyond this many pairs of one maximum only the entries' own bounds are compared, and so many at a time.
-PAIRS, CHUNK = 8192, 256
+PAIRS, CHUNK = 4096, 256
 
 
 @dataclass(frozen=True)
 class Rivals:
-    """The flat places (k, m) of m groups' entries to compare: the first `count` (m,) of each column."""
+    """The flat places (k, m) of m groups' entries to compare: the first `count` (m,) >= 1 of each column."""
 
     places: Tensor
     count: Tensor
@@ -26,11 +26,11 @@ class Rivals:
 def members(largest: Largest, shape: torch.Size) -> Rivals:
     """Every entry of every group."""
     places = entries(largest.members(shape), 1)
-    return _kept(places, places >= 0)
+    return _kept(places, places >= 0, torch.zeros_like(places, dtype=torch.float64))
 
 
 def rivals(relaxation: Relaxation, node: int) -> Rivals:
-    """The entries of the maximum `node` that no other entry of their group is never below; one sample."""
+    """The entries of the maximum `node` that no other entry always exceeds, largest first; for one sample."""
     largest, source = relaxation.graph.nodes[node].operation, relaxation.graph.nodes[node].inputs[0]
     assert isinstance(largest, Largest)
     bounds = Interval(*(end.flatten() for end in _ends(relaxation.bounds[source])))
@@ -41,10 +41,11 @@ def rivals(relaxation: Relaxation, node: int) -> Rivals:
     floor, winner = lower.max(0)
     kept = (upper > floor) & real
     kept[winner, torch.arange(len(winner))] = True
+    centre = bounds.centre[places]
     first, second = torch.triu_indices(len(places), len(places), 1)
     open_ = (kept[first] & kept[second]).nonzero()
     if len(open_) > PAIRS:
-        return _kept(places, kept)
+        return _kept(places, kept, centre)
     pair, group = open_.T
     a, b = first[pair], second[pair]
     gaps = _differences(relaxation, source, places[a, group], places[b, group])
@@ -52,16 +53,16 @@ def rivals(relaxation: Relaxation, node: int) -> Rivals:
     kept[b[gaps.lower >= 0], group[gaps.lower >= 0]] = False
     below = (gaps.upper <= 0) & ~(gaps.lower >= 0)
     kept[a[below], group[below]] = False
-    return _kept(places, kept)
+    return _kept(places, kept, centre)
 
 
 def _ends(bounds: Interval) -> tuple[Tensor, Tensor]:
     return bounds.lower[0], bounds.upper[0]
 
 
-def _kept(places: Tensor, kept: Tensor) -> Rivals:
-    """The marked places first in each column, in their order."""
-    order = torch.argsort(kept.to(torch.int8), dim=0, descending=True, stable=True)
+def _kept(places: Tensor, kept: Tensor, size: Tensor) -> Rivals:
+    """The marked places first in each column, the largest sizes before."""
+    order = size.masked_fill(~kept, -torch.inf).argsort(dim=0, descending=True, stable=True)
     count = kept.sum(0)
     return Rivals(places.gather(0, order)[: int(count.max())], count)
 

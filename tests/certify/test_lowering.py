@@ -4,9 +4,14 @@ import pytest
 import torch
 from torch import nn
 
+from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.graph import trace
 from certify.lowering import Pick, without_maxima
+from certify.rivals import members, rivals
 from certify.rules.pooling import MaxPool
+from certify.rules.selection import Largest
+from models.region import Region
+from models.threat import ThreatModel
 
 POOLS = {
     "plain": nn.MaxPool2d(2),
@@ -70,3 +75,49 @@ def test_the_lipschitz_constant_of_a_pick_is_the_matrix_norm(norm, order):
     matrix[torch.arange(5), index] = 1.0
     found = Pick(index).lipschitz(norm, [torch.tensor(1.0, dtype=torch.float64)], [torch.Size((4,))])
     assert float(found) == pytest.approx(float(torch.linalg.matrix_norm(matrix, order)))
+
+
+def relaxed(network, x, threat):
+    graph = trace(network)
+    with torch.no_grad():
+        return graph, relax(graph, x, threat, parallel_slope, adaptive_slope)
+
+
+@pytest.mark.parametrize("pairs", [0, 4096])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("seed", range(3))
+def test_ruled_out_entries_never_win_in_the_threat_set(seed, norm, pairs, monkeypatch):
+    monkeypatch.setattr("certify.rivals.PAIRS", pairs)
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(36, 20), nn.Unflatten(1, (4, 5)),
+        nn.AdaptiveMaxPool1d(1), nn.Flatten(), nn.Linear(4, 3),
+    ).double()  # fmt: skip
+    x, threat = torch.rand(1, 2, 8, 8, dtype=torch.float64), ThreatModel(norm, 0.05)
+    graph, relaxation = relaxed(network, x, threat)
+    pruned, whole = without_maxima(graph, x, relaxation), without_maxima(graph, x)
+    with torch.no_grad():
+        noise = torch.rand(500, *x.shape[1:], dtype=torch.float64) * 2 - 1
+        noise[::2] = noise[::2].sign()
+        points = threat.project(x.expand_as(noise), x + (0.05 if norm == "linf" else 0.5) * noise)
+        assert torch.allclose(pruned.values(points)[-1], network(points), atol=1e-12)
+    places = [i for i, node in enumerate(graph.nodes) if isinstance(node.operation, Largest)]
+    found = [rivals(relaxation, i) for i in places]
+    everything = [
+        members(graph.nodes[i].operation, graph.shapes(x)[graph.nodes[i].inputs[0]]) for i in places
+    ]
+    assert all(int(part.count.min()) >= 1 for part in found)
+    assert sum(int(part.count.sum()) for part in found) < sum(int(part.count.sum()) for part in everything)
+    assert len(pruned.nodes) <= len(whole.nodes)
+
+
+def test_of_equal_entries_one_is_kept():
+    network = nn.Sequential(nn.Linear(2, 6), nn.Unflatten(1, (2, 3)), nn.AdaptiveMaxPool1d(1)).double()
+    with torch.no_grad():
+        network[0].weight[:3], network[0].bias[:3] = network[0].weight[0].clone(), 0.3
+    x = torch.zeros(1, 2, dtype=torch.float64)
+    graph, relaxation = relaxed(network, x, Region(low=x - 1, high=x + 1))
+    found = rivals(relaxation, len(graph.nodes) - 1)
+    assert int(found.count[0]) == 1
+    pruned, points = without_maxima(graph, x, relaxation), 2 * torch.rand(300, 2, dtype=torch.float64) - 1
+    assert torch.allclose(pruned.values(points)[-1], network(points), atol=1e-12)
