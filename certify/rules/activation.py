@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certify.bounds import Interval
-from certify.rules.arithmetic import ScaleShift
+from certify.rules.arithmetic import ScaleShift, Sum
 from certify.rules.operation import Lines, Operation, Pulled, Relaxed, pull_lines
 from certify.rules.table import Call, Step, rule
 
@@ -87,13 +87,15 @@ def relu(call: Call) -> Step:
 
 
 @rule(nn.LeakyReLU, F.leaky_relu)
-def leaky_relu(call: Call) -> Step:
-    """max(z, leak z)."""
+def leaky_relu(call: Call) -> Step | list[Step]:
+    """z above 0 and leak z below: leak z + (1 - leak) relu(z) where the leak is none in [0, 1)."""
     given = call.bind("input", negative_slope=0.01, inplace=False)
     leak = call.module.negative_slope if isinstance(call.module, nn.LeakyReLU) else given["negative_slope"]
-    if not 0 <= leak < 1:
-        call.refuse(f"a negative slope of {leak} is not understood by the certificates: use one in [0, 1)")
-    return ReLU(float(leak)), (call.value(given["input"]),)
+    value = call.value(given["input"])
+    if 0 <= leak < 1:
+        return ReLU(float(leak)), (value,)
+    whole, rest = ScaleShift(scale=lambda: leak), ScaleShift(scale=lambda: 1 - leak)
+    return [(whole, (value,)), ((ReLU(), rest), (value,)), (Sum(1.0), (-2, -1))]
 
 
 Read = Callable[[], Any]

@@ -53,6 +53,8 @@ UNARY: dict[str, Callable[..., Tensor]] = {
 }
 # What exporters write where there is no bound: the largest float32.
 UNBOUNDED = 3.4e38
+# How far a sixth in single precision may be from one.
+SIXTH = 1e-8
 
 
 def fit(conversion: Conversion, constant: np.ndarray, value: Symbol) -> Tensor | float:
@@ -198,18 +200,17 @@ def prelu(conversion: Conversion) -> Known:
     slope, value = conversion.fixed(1), conversion.symbol()
     if np.unique(slope).size == 1:
         return conversion.call(F.leaky_relu, value, float(slope.flat[0]))
-    below = conversion.call(F.relu, conversion.call(python.neg, value))
-    return combine(
-        conversion, "Sub", conversion.call(F.relu, value), combine(conversion, "Mul", below, slope)
-    )
+    rest = combine(conversion, "Mul", conversion.call(F.relu, value), 1 - slope)
+    return combine(conversion, "Add", combine(conversion, "Mul", value, slope), rest)
 
 
-@operator("Elu", "Selu")
+@operator("Elu", "Celu", "Selu")
 def exponential(conversion: Conversion) -> Known:
-    """ELU, and SELU with its own constants."""
+    """ELU, CELU, and SELU with its own constants."""
     value = conversion.symbol()
-    if conversion.current.op_type == "Elu":
-        return conversion.call(F.elu, value, float(conversion.attribute("alpha", 1.0)))
+    if conversion.current.op_type != "Selu":
+        function = F.elu if conversion.current.op_type == "Elu" else F.celu
+        return conversion.call(function, value, float(conversion.attribute("alpha", 1.0)))
     if {"alpha", "gamma"} & {attribute.name for attribute in conversion.current.attribute}:
         conversion.refuse("has constants of its own, which is not understood")
     return conversion.call(F.selu, value)
@@ -217,10 +218,9 @@ def exponential(conversion: Conversion) -> Known:
 
 @operator("Gelu")
 def gelu(conversion: Conversion) -> Known:
-    """z Phi(z) by the error function."""
-    if conversion.attribute("approximate", "none") != "none":
-        conversion.refuse("is approximated by tanh, which is not understood")
-    return conversion.call(F.gelu, conversion.symbol())
+    """z Phi(z) by the error function, or approximated by tanh."""
+    how = str(conversion.attribute("approximate", "none"))
+    return conversion.call(F.gelu, conversion.symbol(), approximate=how)
 
 
 @operator("Clip")
@@ -236,9 +236,12 @@ def clip(conversion: Conversion) -> Known:
 
 @operator("HardSigmoid")
 def hard_sigmoid(conversion: Conversion) -> Known:
-    """min(max(alpha z + beta, 0), 1)."""
-    scaled = conversion.call(python.mul, conversion.symbol(), float(conversion.attribute("alpha", 0.2)))
-    shifted = conversion.call(python.add, scaled, float(conversion.attribute("beta", 0.5)))
+    """min(max(alpha z + beta, 0), 1); PyTorch's own function has alpha 1 / 6."""
+    alpha, beta = float(conversion.attribute("alpha", 0.2)), float(conversion.attribute("beta", 0.5))
+    if abs(alpha - 1 / 6) < SIXTH and beta == 0.5:
+        return conversion.call(F.hardsigmoid, conversion.symbol())
+    scaled = conversion.call(python.mul, conversion.symbol(), alpha)
+    shifted = conversion.call(python.add, scaled, beta)
     return conversion.call(torch.clamp, shifted, 0.0, 1.0)
 
 

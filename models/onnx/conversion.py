@@ -144,15 +144,17 @@ class Conversion:
         self.root.register_buffer(name, value)
         return self.graph.get_attr(name)
 
-    def call(self, function: Callable[..., Tensor], *arguments: Any, batched: bool | None = None) -> Symbol:
-        """function(*arguments), where Symbols, Tensors to be kept and plain values may stand."""
+    def call(
+        self, function: Callable[..., Tensor], *arguments: Any, batched: bool | None = None, **settings: Any
+    ) -> Symbol:
+        """function(*arguments, **settings): Symbols, Tensors to be kept and plain values as arguments."""
         nodes = tuple(self._node(argument) for argument in arguments)
         examples = [_example(argument) for argument in arguments]
-        result = self._computed(lambda: function(*examples))
+        result = self._computed(lambda: function(*examples, **settings))
         first = next((argument for argument in arguments if isinstance(argument, Symbol)), None)
         if batched is None:
             batched = first is not None and first.batched
-        return Symbol(self.graph.call_function(function, nodes), result, batched)
+        return Symbol(self.graph.call_function(function, nodes, dict(settings)), result, batched)
 
     def _node(self, argument: Any) -> Any:
         if isinstance(argument, list) and argument and isinstance(argument[0], Symbol):

@@ -55,8 +55,7 @@ def in_place(x, layer):
 
 
 REFUSED = {
-    "gelu by tanh": (lambda x, layer: F.gelu(layer(x.flatten(1)), approximate="tanh"), "gelu"),
-    "silu": (lambda x, layer: F.silu(layer(x.flatten(1))), "silu"),
+    "hard shrinking": (lambda x, layer: F.hardshrink(layer(x.flatten(1))), "hardshrink"),
     "softmax": (lambda x, layer: layer(x.flatten(1)).softmax(1), "softmax"),
     "product of values": (lambda x, layer: layer(x.flatten(1)) * layer(x.flatten(1)), "mul"),
     "division by a value": (lambda x, layer: 1 / layer(x.flatten(1)), "truediv"),

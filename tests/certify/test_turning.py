@@ -45,9 +45,19 @@ LAYERS = {
     "softshrink": nn.Softshrink(0.3),
     "threshold": nn.Threshold(0.2, 0.2),
     "prelu": nn.PReLU(init=0.4),
+    "steep leaky relu": nn.LeakyReLU(1.8),
+    "bent leaky relu": nn.LeakyReLU(-0.4),
     "steep prelu": nn.PReLU(init=-1.6),
 }
-HINGES = ("hardsigmoid", "softshrink", "threshold", "prelu", "steep prelu")
+HINGES = (
+    "steep leaky relu",
+    "bent leaky relu",
+    "hardsigmoid",
+    "softshrink",
+    "threshold",
+    "prelu",
+    "steep prelu",
+)
 
 
 def some_intervals() -> Interval:

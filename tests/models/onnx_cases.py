@@ -28,6 +28,15 @@ def two(operator: str, first: dict[str, object], second: dict[str, object] | Non
     return file
 
 
+def gated(*operators: str, **attributes: object) -> File:
+    """The input times some operators of it, one after the other."""
+    file = File(*IMAGE)
+    for place, operator in enumerate(operators):
+        file.add(operator, file.last if place else "x", **attributes)
+    file.add("Mul", "x", file.last)
+    return file
+
+
 def joined(*parts: object, axis: int, shape: tuple[int, ...] = (1, 3, 4)) -> File:
     """Concat of constants and the input, "x"."""
     file = File(*shape)
@@ -234,6 +243,18 @@ CASES: dict[str, tuple[File, int, str | None]] = {
     "a square by multiplication": (squared(), 13, BOUNDED),
     "mean of values": (averaged(), 13, BOUNDED),
     "slopes per channel": (one("PRelu", [[[0.3]], [[-0.2]]]), 13, BOUNDED),
+    "selu": (one("Selu"), 13, BOUNDED),
+    "celu": (one("Celu", alpha=0.6), 13, BOUNDED),
+    "elu": (one("Elu", alpha=1.4), 13, BOUNDED),
+    "hard swish": (one("HardSwish"), 14, BOUNDED),
+    "a sixth in hard sigmoid": (one("HardSigmoid", alpha=1 / 6), 13, BOUNDED),
+    "hard sigmoid": (one("HardSigmoid", alpha=0.3, beta=0.4), 13, BOUNDED),
+    "mish": (one("Mish"), 18, BOUNDED),
+    "gelu by tanh": (one("Gelu", approximate="tanh"), 20, BOUNDED),
+    "a steep slope": (one("PRelu", [1.4]), 13, BOUNDED),
+    "a gate": (gated("Sigmoid"), 13, BOUNDED),
+    "a hard gate": (gated("HardSigmoid", alpha=1 / 6), 13, BOUNDED),
+    "two gates": (gated("Softplus", "Tanh"), 13, BOUNDED),
     "a mask": (masked(), 13, BOUNDED),
     "ceil": (one("Ceil"), 13, "ceil"),
     "tile": (one("Tile", [1, 2, 1], shape=(1, 2, 3)), 13, BOUNDED),
