@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certify.bounds import Interval, dot, entries
+from certify.crown import Crown
 from certify.exact import settle
 from certify.graph import trace
 from certify.lowering import without_maxima
@@ -16,7 +17,11 @@ from certify.rules.extremes import Stack
 from certify.rules.operation import Relaxed
 from certify.rules.pooling import MaxPool
 from certify.rules.selection import Largest, LargestOver
+from defenses.zoo import ModelName, load
+from models.data import load_data
 from models.errors import UserError
+from models.randomness import Randomness
+from models.threat import ThreatModel
 from tests.certify.test_rules import Forward
 
 LARGEST: dict[str, tuple[Largest, tuple[int, ...]]] = {
@@ -227,3 +232,10 @@ def test_exact_agrees_with_a_grid(seed: int, few: int, monkeypatch: pytest.Monke
         clause = Clause(torch.ones(1, 1, dtype=torch.float64), torch.tensor([-(least + shift)]).double())
         verdict = settle(network, Property(-end, end, (clause,)), seconds=30.0)
         assert verdict.status == expected
+
+
+def test_maxout_of_the_zoo_has_a_certificate() -> None:
+    judged, data = load(ModelName.parse("maxout")), load_data("mnist5k")
+    images = data.batch(data.panel(2))
+    lower = Crown().run(judged, images, ThreatModel("linf", 0.005), Randomness(0)).lower
+    assert (lower > 0).all()
