@@ -148,6 +148,7 @@ def relax(
     *slopes: Slope,
     intervals: bool = True,
     slack: float = 0.0,
+    known: Mapping[int, Interval] | None = None,
 ) -> Relaxation:
     """Bounds every relaxed operation's input, layer by layer, and sets lower slopes by the last of `slopes`.
 
@@ -155,7 +156,8 @@ def relax(
     linear bound, by each of `slopes` in turn, intersected with what is known; without `slopes` the
     interval bounds stay as they are and every lower line is parallel. With intervals=False
     every entry's bound is the linear one alone. Each bound is widened by slack (1 + |bound|), and what
-    follows from it with it. Differentiable in the network's parameters.
+    follows from it with it. What is `known` of nodes already is made use of. Differentiable in the network's
+    parameters.
     """
     passes = IntervalPass(graph, x, threat)
     alphas: list[dict[int, Tensor]] = [{} for _ in slopes]
@@ -167,6 +169,8 @@ def relax(
         if isinstance(operation, Relaxed):
             source = inputs[0]
             found = passes.found[source]
+            if known and source in known:
+                found = found.intersect(known[source])
             if source not in passes.exact:
                 wanted = operation.undecided(found) if intervals else torch.ones_like(found.lower).bool()
                 for alpha in alphas:

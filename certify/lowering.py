@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation
+from certify.backward import Relaxation, Slope, relax
 from certify.bounds import Interval, entries
 from certify.graph import Graph, Node
 from certify.rivals import Rivals, members, rivals
@@ -53,8 +53,21 @@ def without_maxima(graph: Graph, x: Tensor, relaxation: Relaxation | None = None
     relaxation around one sample, entries that it rules out take none, the others come the largest first, so
     that most ReLUs are all but decided, and the function is the same on that sample's threat set alone.
     """
-    if not has_maxima(graph):
-        return graph
+    return _rewritten(graph, x, relaxation)[0] if has_maxima(graph) else graph
+
+
+def relaxed_without_maxima(relaxation: Relaxation, *slopes: Slope) -> Relaxation:
+    """The relaxation of one sample with its maxima made of ReLUs, under no looser bounds on what both have.
+
+    Lines over a chain of ReLUs are looser than those over the maximum itself, whose bounds are kept.
+    """
+    graph, moved = _rewritten(relaxation.graph, relaxation.x, relaxation)
+    known = {moved[j]: bounds for j, bounds in relaxation.bounds.items()}
+    return relax(graph, relaxation.x, relaxation.threat, *slopes, known=known)
+
+
+def _rewritten(graph: Graph, x: Tensor, relaxation: Relaxation | None) -> tuple[Graph, dict[int, int]]:
+    """The graph without maxima, and where each node's value is found in it."""
     shapes, nodes, moved = graph.shapes(x), [Node(None, ())], {0: 0}
     for i, node in enumerate(graph.nodes[1:], start=1):
         inputs = tuple(moved[j] for j in node.inputs)
@@ -65,7 +78,7 @@ def without_maxima(graph: Graph, x: Tensor, relaxation: Relaxation | None = None
         else:
             nodes.append(Node(node.operation, inputs))
             moved[i] = len(nodes) - 1
-    return Graph(tuple(nodes), frozenset(moved[i] for i in graph.tail))
+    return Graph(tuple(nodes), frozenset(moved[i] for i in graph.tail)), moved
 
 
 def has_maxima(graph: Graph) -> bool:

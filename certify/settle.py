@@ -18,12 +18,13 @@ from certify.dual import Branches, Dual
 from certify.folded import Folded, Targets, folded_network
 from certify.input_set import InputSet
 from certify.input_splitting import clause_bounds, split_inputs
-from certify.lowering import has_maxima, without_maxima
+from certify.lowering import has_maxima, relaxed_without_maxima
 from certify.mixed_integer import feasible_point
 from certify.range_branching import RangeBranching
 from certify.range_refutation import RangeRefutation
 from certify.range_tightening import tightened_ranges
 from certify.refutation import Refutation
+from certify.slopes import climbed
 from certify.tighten import tightened
 from certify.turns import Search, branch, take_turns
 from models.errors import NotApplicable
@@ -37,6 +38,9 @@ REFUTED = 1500
 
 # Up to this many neurons the mixed-integer program is worth its time.
 MIXED_INTEGER = 300
+
+# Steps of the ascent over a network whose maxima are still whole.
+CLIMB = 20
 
 # Up to this many inputs, cutting their box is worth more than fixing the phases of ReLUs.
 FEW_INPUTS = 16
@@ -76,10 +80,16 @@ def settle_case(case: Case, randomness: Randomness) -> str:
     if case.done:
         return "descent"
     with torch.no_grad():
-        relaxation = _relaxed(case)
+        relaxation = relax(case.graph, case.x, case.threat, parallel_slope, adaptive_slope)
+        case.lower = torch.maximum(case.lower, clause_bounds(relaxation, case.prop)[0])
         if has_maxima(case.graph) and not (case.done or case.late):
-            case.graph = without_maxima(case.graph, case.x, relaxation)
-            relaxation = _relaxed(case)
+            # Slopes climb over the maxima themselves first: chains of ReLUs have looser lines.
+            case.lower = torch.maximum(case.lower, _climbed(case, relaxation))
+            if case.done or case.late:
+                return "alpha"
+            relaxation = relaxed_without_maxima(relaxation, parallel_slope, adaptive_slope)
+            case.graph = relaxation.graph
+            case.lower = torch.maximum(case.lower, clause_bounds(relaxation, case.prop)[0])
         if case.done or case.late:
             return "crown"
         if case.x[0].numel() <= FEW_INPUTS and case.threat.norm == "linf" and _split_inputs(case):
@@ -96,11 +106,16 @@ def settle_case(case: Case, randomness: Randomness) -> str:
         return _on_folded(case, folded, targets)
 
 
-def _relaxed(case: Case) -> Relaxation:
-    """The network as it stands, bounded around the case's input, with what that proves booked."""
-    relaxation = relax(case.graph, case.x, case.threat, parallel_slope, adaptive_slope)
-    case.lower = torch.maximum(case.lower, clause_bounds(relaxation, case.prop)[0])
-    return relaxation
+def _climbed(case: Case, relaxation: Relaxation) -> Tensor:
+    """Bounds (c,) on the clauses by slopes optimised for each of their rows."""
+    rows = torch.cat([clause.rows for clause in case.prop.clauses]).to(case.x)[None]
+    last = len(relaxation.graph.nodes) - 1
+    found = climbed(
+        relaxation, last, rows, CLIMB, 0.25, lambda samples, best: torch.full_like(samples, case.late).bool()
+    )[0]
+    parts = found.split([len(clause.offsets) for clause in case.prop.clauses])
+    values = [(part + clause.offsets).amax() for part, clause in zip(parts, case.prop.clauses, strict=True)]
+    return torch.stack(values).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
 
 
 def _split_inputs(case: Case) -> bool:

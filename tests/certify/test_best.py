@@ -145,4 +145,5 @@ def test_statistical_steps_are_refused():
 
 def test_its_parameters_name_each_step_and_its_own():
     found = Best(steps=("ibp", AlphaCrown(steps=3))).parameters()
-    assert found == {"steps": {"0": {"name": "ibp"}, "1": {"name": "alpha-crown", "steps": 3, "rate": 0.25}}}
+    climbing = {"name": "alpha-crown", "steps": 3, "rate": 0.25, "intermediate": False}
+    assert found == {"steps": {"0": {"name": "ibp"}, "1": climbing}}

@@ -6,7 +6,7 @@ from torch import nn
 
 from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.graph import trace
-from certify.lowering import Pick, without_maxima
+from certify.lowering import Pick, relaxed_without_maxima, without_maxima
 from certify.rivals import members, rivals
 from certify.rules.pooling import MaxPool
 from certify.rules.selection import Largest
@@ -121,3 +121,31 @@ def test_of_equal_entries_one_is_kept():
     assert int(found.count[0]) == 1
     pruned, points = without_maxima(graph, x, relaxation), 2 * torch.rand(300, 2, dtype=torch.float64) - 1
     assert torch.allclose(pruned.values(points)[-1], network(points), atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bounds_over_the_maxima_are_kept_where_they_become_relus(seed):
+    """They hold what the network reaches, and what follows them is no looser than without them."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(4, 4, 2), nn.ReLU(), nn.Flatten(),
+        nn.Linear(16, 3),
+    ).double()  # fmt: skip
+    x, threat = torch.rand(1, 1, 8, 8, dtype=torch.float64), ThreatModel("linf", 0.1)
+    graph, relaxation = relaxed(network, x, threat)
+    kept = relaxed_without_maxima(relaxation, parallel_slope, adaptive_slope)
+    fresh = relax(kept.graph, x, threat, parallel_slope, adaptive_slope)
+    with torch.no_grad():
+        points = threat.project(
+            x.expand(300, -1, -1, -1), x + 0.1 * (2 * torch.rand(300, 1, 8, 8) - 1).sign()
+        )
+        values = kept.graph.values(points)
+        assert torch.allclose(values[-1], graph.values(points)[-1], atol=1e-12)
+    tighter = 0.0
+    for j, bounds in kept.bounds.items():
+        assert (values[j] >= bounds.lower - 1e-9).all()
+        assert (values[j] <= bounds.upper + 1e-9).all()
+        tighter += float(
+            (fresh.bounds[j].upper - fresh.bounds[j].lower - bounds.upper + bounds.lower).sum().detach()
+        )
+    assert tighter > 0.1
