@@ -13,9 +13,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from attacks.insight import ASKED, Insight
 from attacks.losses import margin_loss
-from attacks.smoothed import Reach, Smoothed
-from attacks.withheld import opened
+from attacks.smoothed import Smoothed
 from models.base import Classifier
 from models.errors import NotApplicable
 
@@ -125,7 +125,14 @@ class Access:
 class GradientAccess(Access):
     """White box: logits and gradients of the network (of its surrogate, where it declares one)."""
 
-    _switched, _closed = False, False
+    def __init__(self, model: Classifier, n: int) -> None:
+        super().__init__(model, n)
+        self._insight = Insight(model)
+
+    @property
+    def dark(self) -> bool:
+        """Whether the model, last asked for a smoothed gradient, had none of any kind."""
+        return self._insight.dark
 
     def logits(self, x: Tensor, rows: Tensor | None) -> Tensor:
         """Logits (k, classes) of x (k, ...), without gradients."""
@@ -163,11 +170,14 @@ class GradientAccess(Access):
         (k, ...) a call.
         """
         self._book(x, rows)
-        measured = Reach(copies, len(x) // copies)
-        with torch.no_grad(), measured:
-            logits = self._model.differentiable_logits(x)
+        logits, reaches = self._insight.reach(x, copies)
         self._note(logits, rows)
-        return logits, measured.reaches
+        return logits, reaches
+
+    def relaxed(self, x: Tensor, rows: Tensor | None) -> Tensor:
+        """Logits (k, classes) where averages stand for what is looked up by a largest score."""
+        self._book(x, rows)
+        return self._insight.relaxed(x)
 
     def smoothed_gradient(
         self,
@@ -184,6 +194,16 @@ class GradientAccess(Access):
         gradient, the logits cost another forward pass.
         """
         logits, gradient = self._differentiate(x, rows, values, lambda: Smoothed(reaches, width))
+        flat = (gradient == 0).flatten(1).all(1).nonzero()[:, 0]
+        if len(flat) and not self._insight.dark:
+            parts = [part[flat] if len(part) == len(x) else part for part in reaches or []]
+            self._book(x[flat], None if rows is None else rows[flat], backward=1)
+            _, gradient[flat] = self._insight.gradient(
+                x[flat],
+                lambda some: values(logits.index_copy(0, flat, some)),
+                lambda: Smoothed(parts, width, leaky=True),
+                tame=True,
+            )
         return (logits if self._model.surrogate is None else self.logits(x, rows)), gradient
 
     def blind(self, x: Tensor, rows: Tensor | None, values: Callable[[Tensor], Tensor]) -> Tensor:
@@ -198,49 +218,24 @@ class GradientAccess(Access):
         values: Callable[[Tensor], Tensor],
         smoothed: Callable[[], Smoothed] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        logits, gradient = self._once(x, rows, values, smoothed)
+        self._book(x, rows, backward=1)
+        if smoothed is not None and self._insight.unasked:
+            # With gradients and without.
+            self._book(
+                x[:ASKED].repeat(2, *[1] * (x.dim() - 1)), None if rows is None else rows[:ASKED].repeat(2)
+            )
+        logits, gradient = self._insight.gradient(x, values, smoothed)
         finite = torch.isfinite(gradient)
         if not bool(finite.all()):
             # A square root at 0, a norm of nothing: a hair further inside the box there often is a number.
             box = self._model.box
-            _, beside = self._once(x + NUDGE * ((box.lower + box.upper) / 2 - x), rows, values, smoothed)
+            self._book(x, rows, backward=1)
+            nearby = x + NUDGE * ((box.lower + box.upper) / 2 - x)
+            _, beside = self._insight.gradient(nearby, values, smoothed, tame=smoothed is not None)
             gradient = torch.where(finite, gradient, beside).nan_to_num(0.0, 0.0, 0.0)
         self._note(logits, rows)
         self._weigh(gradient, rows)
         return logits, gradient
-
-    def _once(
-        self,
-        x: Tensor,
-        rows: Tensor | None,
-        values: Callable[[Tensor], Tensor],
-        smoothed: Callable[[], Smoothed] | None,
-    ) -> tuple[Tensor, Tensor]:
-        self._book(x, rows, backward=1)
-        x = x.detach().requires_grad_(True)
-        if smoothed is None:
-            with torch.enable_grad():
-                logits = self._model.differentiable_logits(x)
-        else:
-            logits = self._opened(x, smoothed)
-        gradient = None
-        if logits.requires_grad:
-            with torch.enable_grad():
-                (gradient,) = torch.autograd.grad(values(logits).sum(), x, allow_unused=True)
-        if gradient is None and smoothed is not None and not (self._switched or self._closed):
-            self._switched = True
-            return self._once(x, rows, values, smoothed)
-        return logits.detach(), torch.zeros_like(x) if gradient is None else gradient
-
-    def _opened(self, x: Tensor, smoothed: Callable[[], Smoothed]) -> Tensor:
-        """The logits of x with smoothed derivatives, and with those that the network withholds."""
-        call = self._model.differentiable_logits
-        logits = None if self._closed else opened(call, x, smoothed, self._switched)
-        self._closed = logits is None
-        if logits is None:
-            with torch.enable_grad(), smoothed():
-                logits = call(x)
-        return logits
 
     def _with_gradient(self, logits: Tensor) -> Tensor:
         """The logits; raises NotApplicable where they have none to give."""

@@ -12,9 +12,12 @@ from torch import Tensor
 from attacks.access import GradientAccess
 from attacks.losses import clearly_wrong, log_odds, margin_loss
 from models.base import Batch
+from models.randomness import Randomness
 from models.threat import ThreatModel, per_sample, vector_norm
 
 SPARSEST, DENSEST = 0.3, 4.0
+# A random model errs where it does on so large a share of so many fresh draws.
+AGAIN, SURELY = 24, 0.6
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,24 @@ class Search:
         logits, gradient = self.model.smoothed_gradient(z, rows, objective, reaches, width)
         wrong, margins = clearly_wrong(logits, y), -margin_loss(logits, y)
         if draws > 1:
-            wrong = wrong.unflatten(0, (draws, -1)).double().mean(0) > 0.5
+            wrong = self._confirmed(z[: len(owner)], owner, wrong.unflatten(0, (draws, -1)).double().mean(0))
             margins = margins.unflatten(0, (draws, -1)).mean(0)
             gradient = gradient.unflatten(0, (draws, -1)).mean(0)
         return margins, wrong, gradient
+
+    def _confirmed(self, z: Tensor, owner: Tensor, share: Tensor) -> Tensor:
+        """Whether a random model errs on most draws (k,): who seems so on a few is asked again.
+
+        Of many looks the luckiest ends the search, and the judge draws afresh.
+        """
+        wrong = share > 0.5
+        rows = wrong.nonzero()[:, 0]
+        if len(rows):
+            y, place = self.batch.y[owner[rows]].repeat(AGAIN), owner[rows].repeat(AGAIN)
+            logits = self.model.logits(z[rows].repeat(AGAIN, *[1] * (z.dim() - 1)), place)
+            again = clearly_wrong(logits, y).unflatten(0, (AGAIN, -1)).double().mean(0)
+            wrong[rows] = again > SURELY
+        return wrong
 
     def climb(self, owner: Tensor, start: Tensor, target: Tensor, course: Course, stage: str) -> Tensor:
         """Runs one chain from each `start` (k, ...) for its `owner` (k,), and books what they find.
@@ -124,11 +141,19 @@ class Search:
                 if not len(live):
                     break
                 project, reaches = self._fix(owner[live], course)
+            stuck = (gradient == 0).flatten(1).all(1)
+            if bool(stuck.any()) and not self.model.dark:
+                gradient[stuck] = self._astray(owner[live][stuck], step).to(gradient)
             speed = self._accelerate(speed, gradient, z, course.momentum)
             length = self.threat.radius * (course.last + (course.first - course.last) * course.fall(step))
             z = project(z + length * self._direction(speed, z, course.fall(step)))
         self.offer(owner, best, low, hit, stage)
         return low
+
+    def _astray(self, owner: Tensor, step: int) -> Tensor:
+        """A random direction (k, ...) where no gradient says one: what is flat here may not be elsewhere."""
+        stream = Randomness(0).child("astray", step)
+        return stream.sign(self.batch.index[owner], self.batch.x.shape[1:])
 
     def _fix(self, owner: Tensor, course: Course) -> tuple[Callable[[Tensor], Tensor], list[Tensor] | None]:
         """What depends on who is left: the projection and the windows, opened `breadth` times as wide."""

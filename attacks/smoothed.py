@@ -19,10 +19,15 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from attacks.thresholds import Sloped, numbers, remembered
+from attacks.choices import Straight, chosen
+from attacks.thresholds import CHOICES, Sloped, numbers, remembered, sloped, straight
 
 SPREAD = 5.0
 NARROWEST = 0.1
+# What leaks through every activation where a gradient is zero throughout.
+LEAK = 0.05
+# A function's own derivative lies where it is further off than this from its difference over a small step.
+SMALL, HALF, TWICE = 1e-2, 0.5, 2.0
 ACTIVATIONS = {
     torch.relu,
     Tensor.relu,
@@ -92,6 +97,7 @@ STEPS = {
 }
 DIVISIONS = {torch.div, Tensor.div, torch.divide, Tensor.divide}
 Function = Callable[..., Any]
+BASE: Any = torch.autograd.function._SingleLevelFunction
 
 
 class _Intercepted(TorchFunctionMode):
@@ -100,18 +106,24 @@ class _Intercepted(TorchFunctionMode):
     Custom functions of autograd are those that map a batch to one of the same shape.
     """
 
+    relaxed = False
+
     def __init__(self) -> None:
         super().__init__()
         self._inside = False
 
     def __enter__(self) -> Self:
-        self._plain = vars(torch.autograd.Function)["apply"]
-        torch.autograd.Function.apply = classmethod(self._applied)  # type: ignore[assignment]
+        # Beneath Function.apply, which a network may have kept a name for.
+        self._outer = vars(BASE).get("apply")
+        BASE.apply = classmethod(self._applied)
         super().__enter__()
         return self
 
     def __exit__(self, *reason: Any) -> None:
-        torch.autograd.Function.apply = self._plain  # type: ignore[method-assign]
+        if self._outer is None:
+            del BASE.apply
+        else:
+            BASE.apply = self._outer
         super().__exit__(*reason)
 
     def __torch_function__(
@@ -122,8 +134,14 @@ class _Intercepted(TorchFunctionMode):
             return func(*args, **kwargs)
         if (compared := remembered(func, args, kwargs)) is not None:
             return compared
-        if (stepped := numbers(func, args, kwargs, self._step)) is not None:
+        stepped = numbers(func, args, kwargs, self._step)
+        if func in CHOICES and len(args) == 3:
+            out = func(*args, **kwargs) if stepped is None else stepped
+            return self.choice(out, args[1:] if func is torch.where else (args[0], args[2]))
+        if stepped is not None:
             return stepped
+        if (places := chosen(func, args, kwargs, Straight(self._step, self.relaxed))) is not None:
+            return places
         stepwise = func in STEPS or (func in DIVISIONS and kwargs.get("rounding_mode") is not None)
         if not (stepwise or func in ACTIVATIONS) or not args[0].is_floating_point():
             return func(*args, **kwargs)
@@ -135,7 +153,7 @@ class _Intercepted(TorchFunctionMode):
 
     def _applied(self, cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         """The result of a custom function, by way of `custom` where it maps a batch to its own shape."""
-        plain, outer = self._plain.__get__(None, cls), self._inside
+        plain, outer = super(BASE, cls).apply, self._inside  # type: ignore[misc]
         x = args[0] if args else None
         if outer or cls is Sloped or not isinstance(x, Tensor) or x.dim() < 2 or not x.is_floating_point():
             return plain(*args, **kwargs)
@@ -151,6 +169,10 @@ class _Intercepted(TorchFunctionMode):
     def call(self, step: bool, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """The result of `apply` at x; a `step` is flat wherever it does not jump."""
         raise NotImplementedError
+
+    def choice(self, out: Tensor, sides: tuple[Any, ...]) -> Tensor:
+        """The result `out` of a choice between two sides."""
+        return out
 
     def custom(self, out: Tensor, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """The result `out` of a custom function `apply` at x."""
@@ -188,19 +210,28 @@ class Smoothed(_Intercepted):
     A step function keeps a window of at least NARROWEST, and without reaches passes gradients straight
     through (Athalye et al. 2018, 1802.00420, section 4.1): its own derivative is zero. Where a reach does
     not fit, as in a network that takes another path than when it was measured, derivatives stay as they are.
+    A custom function whose backward pass is not the derivative of its forward pass counts as a step.
+    `leaky`: a little passes every activation and both sides of a choice, for gradients that are zero
+    otherwise. `relaxed`: what is looked up by a largest score is an average over all (attacks.choices).
     """
 
-    def __init__(self, reaches: list[Tensor] | None, width: float) -> None:
+    def __init__(
+        self, reaches: list[Tensor] | None, width: float, leaky: bool = False, relaxed: bool = False
+    ) -> None:
         super().__init__()
-        self.reaches, self.width = reaches, width
+        self.reaches, self.width, self.leaky, self.relaxed = reaches, width, leaky, relaxed
         self.calls = 0
 
     def call(self, step: bool, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return self._averaged(step, apply, x)
+        out = self._averaged(step, apply, x)
+        return _leaking(out, x) if self.leaky else out
+
+    def choice(self, out: Tensor, sides: tuple[Any, ...]) -> Tensor:
+        return _leaking(out, *sides) if self.leaky and out.is_floating_point() else out
 
     def custom(self, out: Tensor, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        if _is_flat(apply, x):
-            return self._averaged(True, apply, x)
+        if _is_flat(apply, x) or _lies(apply, x):
+            return self.call(True, apply, x)
         self.calls += 1
         return out
 
@@ -209,19 +240,45 @@ class Smoothed(_Intercepted):
         width = max(self.width, NARROWEST) if step else self.width
         reach = self.reaches[place] if self.reaches and place < len(self.reaches) else None
         if reach is None or reach.shape != x.shape or not width:
-            return _sloped(x, apply(x), torch.ones_like(x)) if step else apply(x)
+            return sloped(x, apply(x), torch.ones_like(x)) if step else apply(x)
         with torch.no_grad():
             # Narrower than the numbers resolve, a difference would be noise.
             least = torch.finfo(x.dtype).tiny ** 0.5
             half = torch.maximum(width * reach, 1e-3 * x.abs()).clamp(min=least)
             slope = (apply(x + half) - apply(x - half)) / (2 * half)
             out = apply(x)
-        return _sloped(x, out, slope)
+        return sloped(x, out, slope)
 
 
-def _sloped(x: Tensor, out: Tensor, slope: Tensor) -> Tensor:
-    sloped: Tensor = Sloped.apply(x, out.detach(), slope)
-    return sloped
+def _leaking(out: Tensor, *sources: Any) -> Tensor:
+    """The value of `out`, with a little of the derivative towards each source."""
+    for source in sources:
+        if isinstance(source, Tensor) and source.is_floating_point() and source.requires_grad:
+            out = out + straight(source, torch.zeros_like(source), LEAK).to(out.dtype)
+    return out
+
+
+def _lies(apply: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether `apply` answers to the difference that it makes over a small step with something else.
+
+    Where the two agree, the answer along the step is the square of that difference.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        signs = 2.0 * torch.randint(0, 2, x.shape, device=x.device).to(x) - 1
+    step = SMALL * x.detach().std() * signs
+    with torch.no_grad():
+        difference = apply(x + step) - apply(x - step)
+    with torch.enable_grad():
+        z = x.detach().requires_grad_(True)
+        (answer,) = torch.autograd.grad(apply(z), z, difference)
+    promised = (2 * step * answer).flatten(1).sum(1)
+    made = difference.square().flatten(1).sum(1)
+    seen = made > 0
+    if not bool(seen.any()) or not bool(torch.isfinite(answer).all()):
+        return False
+    share = float((promised[seen] / made[seen]).median())
+    return not HALF < share < TWICE
 
 
 def _is_flat(apply: Callable[[Tensor], Tensor], x: Tensor) -> bool:

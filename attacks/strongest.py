@@ -86,6 +86,8 @@ class Strongest(Attack):
     margin, for as long as its pace would break the sample within 2000 queries: honest gradients leave next to
     nothing to it, and it ends after 50. Where it did find something, linf, gradients have gone astray, and
     "square" searches once more from stripes. l1 has no random search.
+    Gradients that are withheld or falsified are seen through (attacks.withheld, choices, insight); where none
+    is left at a point a random direction is taken. A random model's hits are confirmed on 24 fresh draws.
     A surrogate that the model declares is followed (BPDA); a random model's gradients are averaged (EOT).
     Raises what `Attack.run` raises.
     Source: this project (windows that close); the ladder after Croce, Hein 2020, 2003.01690, section 6.
@@ -123,7 +125,7 @@ class Strongest(Attack):
             return search.point
         ground = Ground.measured(search, rows, randomness)
         ground.aim(search, rows, batch.x[rows], AHEAD, "smoothed", ground.likeliest(rows, 0, TARGETS))
-        near = ground.within(search, NEAR)
+        near = ground.near(search)
         ground.aim(search, near, batch.x[near], OTHERS, "near", ground.likeliest(near, TARGETS, MOST))
         near = near[~search.broken[near]]
         ground.aim(search, near, batch.x[near], WIDER, "near", ground.closest(near))
@@ -207,7 +209,9 @@ class Ground:
 
     goals (n, targets) holds the classes that came closest on any noisy copy, the likeliest first, and lowest
     (n, targets) the smallest margin that an ascent towards each has found; clean (n,) are the margins at x,
-    luck (n,) the smallest margins that random noise found, blind (n,) says whether the true gradient is zero.
+    luck (n,) the smallest margins that random noise found, blind (n,) says whether the true gradient is zero,
+    tied (n,) whether all rivals score the same wherever noise leads, as where labels stand for scores: then
+    no margin says who is near.
     """
 
     goals: Tensor
@@ -215,6 +219,7 @@ class Ground:
     clean: Tensor
     luck: Tensor
     blind: Tensor
+    tied: Tensor
 
     @staticmethod
     def measured(search: Search, rows: Tensor, randomness: Randomness) -> Ground:
@@ -227,11 +232,21 @@ class Ground:
         y = batch.y.repeat(copies)
         gaps = (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf)
         closest = gaps.unflatten(0, (copies, -1)).amax(0)
+        # A model that hands out labels leaves rivals tied: what it chose them by tells them apart.
+        tied = (closest == closest.masked_fill(~closest.isfinite(), torch.inf).amin(1, keepdim=True)).sum(1)
+        tied = tied == search.model.num_classes - 1
+        if bool(tied.any()) and search.model.num_classes > 2:
+            choices = search.model.relaxed(batch.x[tied], rows[tied])
+            closest[tied] = (
+                (choices - choices.gather(1, batch.y[tied, None]))
+                .to(closest)
+                .scatter(1, batch.y[tied, None], -torch.inf)
+            )
         rivals = closest.topk(min(MOST, search.model.num_classes - 1), dim=1).indices
         margins = margin(logits, y).unflatten(0, (copies, -1))
         blind = search.model.blind(batch.x, rows, against(margin_loss, batch.y))
         lowest = torch.full_like(rivals, torch.inf, dtype=margins.dtype)
-        found = (rivals, lowest, margins[0], margins.amin(0), blind)
+        found = (rivals, lowest, margins[0], margins.amin(0), blind, tied)
         return Ground(*(spread_over(n, rows, part) for part in found))
 
     def likeliest(self, rows: Tensor, first: int, last: int) -> Tensor:
@@ -263,6 +278,12 @@ class Ground:
         rows = search.live
         taken = (self.clean - search.margin)[rows]
         return rows[search.margin[rows] <= share * taken]
+
+    def near(self, search: Search) -> Tensor:
+        """The samples that hold by a small margin, or by one that says nothing."""
+        rows = search.live
+        taken = (self.clean - search.margin)[rows]
+        return rows[(search.margin[rows] <= NEAR * taken) | self.tied[rows]]
 
     def distrusted(self, search: Search) -> Tensor:
         """The samples that hold and whose margin the gradient lowered no further than random noise did.

@@ -1,19 +1,22 @@
-"""Gradients that a network withholds: what cuts the graph, or answers zero, is passed straight.
+"""Gradients that a network withholds or falsifies: what cuts the graph, or answers zero, is passed straight.
 
 A network may hide what it depends on by a detached tensor, by turning gradients off inside its forward pass,
-or by a function whose backward pass answers zero. Values are never changed: the derivative of what withholds
-its own is taken to be the identity, which is what an attack that reads the code would do (BPDA).
+by a function whose backward pass answers zero, by hooks that change gradients on their way, or by answering
+otherwise where gradients are asked for. Values are never changed, but for these last: the derivative of what
+withholds its own is taken to be the identity, which is what an attack that reads the code would do (BPDA).
 Source: Athalye, Carlini, Wagner 2018, 1802.00420, section 4.1 (straight-through).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
@@ -24,6 +27,12 @@ IN_PLACE = Tensor.detach_
 DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 SWITCH = torch._C._set_grad_enabled
 ARRAYS: set[Any] = {Tensor.numpy, Tensor.__array__}
+HOOKS = {Tensor.register_hook}
+ANSWERS: dict[Any, Any] = {
+    vars(torch._C.TensorBase)[name].__get__: answer
+    for name, answer in (("requires_grad", False), ("is_leaf", True), ("grad_fn", None))
+}
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 class Opened(TorchFunctionMode):
@@ -46,6 +55,9 @@ class Opened(TorchFunctionMode):
     ) -> Any:
         if self.switched and func is SWITCH:
             return None
+        if func in HOOKS:
+            # It may look at a gradient that passes, not turn it round.
+            return func(args[0], _looking(args[1]))
         if func in ARRAYS:
             return func(args[0].detach(), *args[1:], **(kwargs or {}))
         cuts = func in CUTS or func == DATA or func is IN_PLACE
@@ -55,16 +67,52 @@ class Opened(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _looking(hook: Callable[[Tensor], Any]) -> Callable[[Tensor], None]:
+    """A hook that is shown a copy of the gradient, and whose answer is not heard."""
+
+    def look(gradient: Tensor) -> None:
+        hook(gradient.clone())
+
+    return look
+
+
+class Hidden(TorchFunctionMode):
+    """Tells the network that nobody asks for gradients."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Any = None,
+    ) -> Any:
+        if func in ANSWERS:
+            return ANSWERS[func]
+        return func(*args, **(kwargs or {}))
+
+
 def opened(
-    call: Callable[[Tensor], Tensor], x: Tensor, inner: Callable[[], TorchFunctionMode], switched: bool
+    call: Callable[[Tensor], Tensor],
+    x: Tensor,
+    inner: Callable[[], TorchFunctionMode],
+    switched: bool,
+    hidden: bool = False,
 ) -> Tensor | None:
     """The logits `call`(x), in the mode `inner`, with the derivatives that the network withholds.
 
-    None for a network that cannot do without its cuts, as one that differentiates inside its forward pass.
+    hidden: it is not told that it is differentiated. None for a network that cannot do without its cuts, as
+    one that differentiates inside its forward pass.
     """
     try:
-        with warnings.catch_warnings(), torch.enable_grad(), Opened(switched), inner():
+        with warnings.catch_warnings(), torch.enable_grad(), ExitStack() as stack:
             warnings.simplefilter("ignore")
+            stack.enter_context(Opened(switched))
+            stack.enter_context(inner())
+            if switched:
+                stack.enter_context(_replaced(torch._C, "_InferenceMode", lambda _: nullcontext()))
+            if hidden:
+                stack.enter_context(Hidden())
+                stack.enter_context(_replaced(torch, "is_grad_enabled", lambda: False))
             logits = call(x)
         _pass_straight(logits)
     except Exception:
@@ -72,11 +120,76 @@ def opened(
     return logits
 
 
-def _pass_straight(logits: Tensor) -> None:
-    """Lets gradients pass straight through every custom function of the graph of `logits` that answers zero.
+def bridged(
+    call: Callable[[Tensor], Tensor], network: nn.Module, x: Tensor, inner: Callable[[], TorchFunctionMode]
+) -> Tensor:
+    """The logits `call`(x), in the mode `inner`, where the first layer with weights is taken to see x itself.
 
-    Decided for each sample by itself, for functions whose input has their output's shape.
+    For what stands before that layer and hands out no gradient, whatever it is (BPDA with the identity).
     """
+    done: list[bool] = []
+
+    def bridge(_layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        seen = inputs[0] if inputs else None
+        if done or not isinstance(seen, Tensor) or seen.numel() != x.numel() or len(seen) != len(x):
+            return None
+        done.append(True)
+        straight = seen.detach().clone().to(x.dtype) + (x - x.detach()).reshape(seen.shape)
+        return (straight.to(seen.dtype), *inputs[1:])
+
+    layers = [module for module in network.modules() if isinstance(module, LAYERS)]
+    handles = [layer.register_forward_pre_hook(bridge) for layer in layers]
+    try:
+        with torch.enable_grad(), inner():
+            logits = call(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    _pass_straight(logits)
+    return logits
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    kept = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, kept)
+
+
+@contextmanager
+def unhooked(network: nn.Module) -> Iterator[None]:
+    """Sets aside what modules do to gradients that pass them: it is no part of what the network computes."""
+    kept = [
+        (module, name, getattr(module, name))
+        for module in network.modules()
+        for name in ("_backward_hooks", "_backward_pre_hooks")
+        if getattr(module, name, None)
+    ]
+    for module, name, _ in kept:
+        setattr(module, name, OrderedDict())
+    try:
+        yield
+    finally:
+        for module, name, hooks in kept:
+            setattr(module, name, hooks)
+
+
+def tamed(logits: Tensor) -> None:
+    """Lets no infinity or NaN pass any function of the graph of `logits`: it counts as zero there."""
+    for node in _nodes(logits):
+        node.register_hook(
+            lambda given, _: tuple(
+                None if part is None else part.nan_to_num(0.0, 0.0, 0.0) if part.is_floating_point() else part
+                for part in given
+            )
+        )
+
+
+def _nodes(logits: Tensor) -> Iterator[Any]:
+    """Every function of the graph of `logits`, once."""
     seen: set[Any] = set()
     waiting: list[Any] = [logits.grad_fn]
     while waiting:
@@ -85,6 +198,15 @@ def _pass_straight(logits: Tensor) -> None:
             continue
         seen.add(node)
         waiting += [following for following, _ in node.next_functions]
+        yield node
+
+
+def _pass_straight(logits: Tensor) -> None:
+    """Lets gradients pass straight through every custom function of the graph of `logits` that answers zero.
+
+    Decided for each sample by itself, for functions whose input has their output's shape.
+    """
+    for node in _nodes(logits):
         if isinstance(node, BackwardCFunction) and not isinstance(node, SLOPED):
             node.register_hook(_unless_zero)
 
