@@ -23,6 +23,7 @@ from attacks.transfer import Transfer
 from bench.inputs import read_inputs
 from bench.stats import wilson
 from models.base import Batch, Classifier, frozen, margin
+from models.declared import as_declared
 from models.eps import parse_eps
 from models.errors import NotApplicable, UserError
 from models.norms import described
@@ -121,39 +122,8 @@ def audit(
     threat = ThreatModel(norm, parse_eps(eps), Box(*box))
     if threat.eps is None or threat.eps == 0:
         raise UserError("an audit needs an eps above 0: write it like 0.1 or 8/255")
-    judged, batch = read_inputs(model, images, labels, threat.box)
+    judged, batch = read_inputs(model, images, labels, threat.box, lenient=True)
     return _Auditor(judged, batch, threat, Randomness(seed)).run(sources)
-
-
-class _Logarithm(nn.Module):
-    """The network's probabilities as logits: their logarithm, which is what a softmax was taken of."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        probabilities: Tensor = self.network(x)
-        return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
-
-
-def _as_declared(model: Classifier, words: set[str]) -> Classifier:
-    """The model as it should have been declared by its signs; the caller's own is left as it was.
-
-    Probabilities and labels become scores that attacks accept, which changes no decision; what is random
-    has its gradients and verdicts averaged.
-    """
-    network, surrogate = model.network, model.surrogate
-    if words & {"probabilities", "labels"}:
-        network, surrogate = _Logarithm(network), None if surrogate is None else _Logarithm(surrogate)
-    return Classifier(
-        network,
-        num_classes=model.num_classes,
-        box=model.box,
-        name=model.name,
-        stochastic=model.stochastic or "random" in words,
-        surrogate=surrogate,
-    )
 
 
 class _Auditor:
@@ -167,7 +137,7 @@ class _Auditor:
         found = signs(self.model, self.batch, self.threat)
         self.rungs += [Rung(sign.word, False, sign.detail) for sign in found]
         words = {sign.word for sign in found}
-        self.model = _as_declared(self.model, words)
+        self.model = as_declared(self.model, words)
         with frozen(self.model), torch.no_grad():
             clean = self.model.logits(self.batch.x).argmax(1) == self.batch.y
         pgd = self._pgd()

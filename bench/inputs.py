@@ -18,18 +18,21 @@ Arrays = Tensor | np.ndarray | Sequence[Any]
 TRIED = 50
 
 
-def read_inputs(model: nn.Module, images: Arrays, labels: Arrays, box: Box) -> tuple[Classifier, Batch]:
+def read_inputs(
+    model: nn.Module, images: Arrays, labels: Arrays, box: Box, *, lenient: bool = False
+) -> tuple[Classifier, Batch]:
     """The model as a classifier and the arrays as a batch on its device.
 
     images (n, ...) in the box, or bytes, which become [0, 1] where that is the box; labels (n,) whole
-    numbers. Raises UserError for what is neither, and for a model that cannot judge such images.
+    numbers. Raises UserError for what is neither, and for a model that cannot judge such images; lenient, as
+    an audit is, lets one pass whose answers depend on the batch.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"the model is a {type(model).__name__}: pass a torch.nn.Module that returns logits")
     batch = Batch.of(_images(images, box), _labels(labels))
     if len(batch.x) != len(batch.y):
         raise UserError(f"{len(batch.x)} inputs but {len(batch.y)} labels: pass one label per input")
-    judged = model if isinstance(model, Classifier) else _classifier(model, batch.x, box)
+    judged = model if isinstance(model, Classifier) else _classifier(model, batch.x, box, lenient)
     batch = batch.to(judged.device)
     check_inputs(batch, judged)
     return judged, batch
@@ -44,10 +47,10 @@ def read_box(box: Any) -> Box:
     return Box(lower, upper)
 
 
-def _classifier(model: nn.Module, x: Tensor, box: Box) -> Classifier:
+def _classifier(model: nn.Module, x: Tensor, box: Box, lenient: bool) -> Classifier:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     model = unwrapped(model)
-    trial = tried(model, x[:TRIED].to(device), type(model).__name__)
+    trial = tried(model, x[:TRIED].to(device), type(model).__name__, lenient=lenient)
     return Classifier(
         trial.network,
         num_classes=trial.classes,

@@ -30,10 +30,10 @@ class Sign:
 def signs(model: Classifier, batch: Batch, threat: ThreatModel) -> list[Sign]:
     """What is suspicious about `model` on up to 100 of the samples x (n, ...); nothing for an honest one.
 
-    Random or batch-dependent outputs, layers in train mode, probabilities or labels for logits, saturation,
-    jumps next to the samples, inputs on another scale and labels in another order than the network was
-    trained on, and gradients that are absent, zero, NaN or shattered (loss along the gradient is not what
-    the gradient promises).
+    Random or batch-dependent outputs, other ones where gradients are asked for, layers in train mode,
+    probabilities or labels for logits, saturation, jumps next to the samples, inputs on another scale and
+    labels in another order than the network was trained on, and gradients that are absent, zero, NaN or
+    shattered (loss along the gradient is not what the gradient promises).
     Source: Athalye, Carlini, Wagner 2018, 1802.00420, section 3.1; Carlini et al. 2019, 1902.06705.
     """
     whole, batch = batch[: 2 * SAMPLES], batch[:SAMPLES]
@@ -53,6 +53,8 @@ def signs(model: Classifier, batch: Batch, threat: ThreatModel) -> list[Sign]:
             if not any(sign.word == "random" for sign in found):
                 found += [Sign("scaling", said) for said in scale_signs(model, whole)]
                 found += _order(model, whole)
+            if not any(sign.word in ("random", "batch-dependent") for sign in found):
+                found += _told(model, batch, logits)
         found += _gradients(model, batch, threat)
     return found
 
@@ -84,6 +86,9 @@ def _shape_of(logits: Tensor) -> Iterator[Sign]:
         said = "gives every other class a probability of exactly zero in single precision"
         yield Sign("saturated", f"on {100 * share:.0f} % of the images it {said}: scale the logits down")
     spread = float((logits.amax(1) - logits.amin(1)).median())
+    unit = float(logits.abs().amax(1).median()) * torch.finfo(logits.dtype).eps
+    if spread < 1e4 * unit:
+        yield Sign("coarse logits", f"logits of an image differ by {spread:.2g} and are rounded to {unit:.2g}")
     if spread < 1e-2:
         yield Sign("flat logits", f"logits of an image differ by {spread:.2g}: losses drown in rounding")
 
@@ -113,6 +118,15 @@ def _order(model: Classifier, batch: Batch) -> Iterator[Sign]:
         return
     said = f"{100 * right:.0f} % of {len(batch)} images are right, but {100 * kept:.0f} % with labels renamed"
     yield Sign("class order", f"{said}: bring them into the order of the logits")
+
+
+def _told(model: Classifier, batch: Batch, logits: Tensor) -> Iterator[Sign]:
+    """Whoever asks for gradients must get the same answers as everyone else."""
+    with torch.enable_grad():
+        watched = model.logits(batch.x.detach().requires_grad_(True)).detach()
+    change = float((watched - logits).abs().max())
+    if change > 1e-3 * max(1.0, float(logits.abs().max())):
+        yield Sign("two faces", f"logits change by {change:.2g} where gradients are asked for")
 
 
 def _gradients(model: Classifier, batch: Batch, threat: ThreatModel) -> Iterator[Sign]:

@@ -38,7 +38,7 @@ def execute(
 ) -> int:
     """Prints one row a rung and the verdict, and keeps them under `out`; 1 where some rung failed."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    classifier, batch = opened(model, data, limit, root, download, device)
+    classifier, batch = opened(model, data, limit, root, download, device, lenient=True)
     others = _sources(model, tuple(batch.x.shape[1:]), classifier.num_classes, data)
     sources = tuple(source.to(classifier.device) for source in others)
     result = audit(classifier, batch.x, batch.y, norm=norm, eps=eps, sources=sources, seed=seed)

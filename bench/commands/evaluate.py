@@ -103,17 +103,25 @@ def readable(dataset: Dataset, limit: int, strict: bool) -> Batch:
 
 
 def opened(
-    model: str, data: str, limit: int, root: Path | None, download: bool, device: str
+    model: str,
+    data: str,
+    limit: int,
+    root: Path | None,
+    download: bool,
+    device: str,
+    *,
+    lenient: bool = False,
 ) -> tuple[Classifier, Batch]:
     """A model on its device, and `limit` images of a data set for it; corrupt images are left out."""
     check_limit(limit)
     dataset = load_data(data, root, download)
     batch = readable(dataset, limit, strict=False)
-    return open_classifier(model, batch, dataset, root, download).to(pick_device(device)), batch
+    classifier = open_classifier(model, batch, dataset, root, download, lenient=lenient)
+    return classifier.to(pick_device(device)), batch
 
 
 def open_classifier(
-    model: str, batch: Batch, dataset: Dataset, root: Path | None, download: bool
+    model: str, batch: Batch, dataset: Dataset, root: Path | None, download: bool, *, lenient: bool = False
 ) -> Classifier:
     """The zoo's model or the user's own, fit for these images; notes on the latter go to stderr."""
     if not is_source(model):
@@ -126,7 +134,7 @@ def open_classifier(
         if needed != given:
             raise UserError(f"model '{model}' judges inputs of shape {needed}, {dataset.name} has {given}")
         return load(name, root=root, download=download)
-    opened = open_model(model, batch, dataset.num_classes)
+    opened = open_model(model, batch, dataset.num_classes, lenient=lenient)
     for note in opened.notes:
         print(f"note: {note}", file=sys.stderr)
     return opened.classifier

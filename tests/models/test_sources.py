@@ -386,6 +386,12 @@ def test_a_mistake_is_one_line(case: str, folder: Path, monkeypatch: pytest.Monk
     assert "\n" not in str(mistake.value)
 
 
+@pytest.mark.parametrize("case", ["probabilities", "mixed samples"])
+def test_an_audit_may_see_what_else_is_refused(case: str, folder: Path) -> None:
+    text = MISTAKES[case][0].format(folder)
+    assert open_model(text, images(), 3, lenient=True).classifier.num_classes == 3
+
+
 def test_a_wrong_class_count_is_told_from_both_sides(folder: Path) -> None:
     line = f"file:{folder}/net.py:make"
     with pytest.raises(UserError, match="returns 3 logits, but the labels have 5 classes"):
