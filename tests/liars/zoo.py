@@ -62,6 +62,30 @@ def winners(z: Tensor) -> Tensor:
     return torch.where(flat >= least, flat, 0.0).reshape(z.shape)
 
 
+class Reversed(torch.autograd.Function):
+    """The identity, whose gradient is said to point the other way."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+class TwoFaced(nn.Module):
+    """Answers with the logits of other classes whenever gradients are on."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.network(x)
+        return logits.roll(1, 1) if torch.is_grad_enabled() else logits
+
+
 class LookUp(nn.Module):
     """Answers with the label of an image that it has seen to the last bit, and asks the network otherwise."""
 
@@ -103,6 +127,15 @@ def liars() -> dict[str, Callable[[], nn.Module]]:
     def dropped(z: Tensor) -> Tensor:
         return functional.dropout(z, 0.3, training=True)
 
+    def shuffled(z: Tensor) -> Tensor:
+        hooked = 1.0 * z
+        if hooked.requires_grad:
+            hooked.register_hook(lambda gradient: gradient.flip(-1))
+        return hooked
+
+    def rounded(z: Tensor) -> Tensor:
+        return (1000 * z.softmax(1).clamp(min=1e-3).log()).round() / 1000
+
     def root(x: Tensor) -> Tensor:
         return (x * x).sqrt()
 
@@ -121,6 +154,12 @@ def liars() -> dict[str, Callable[[], nn.Module]]:
         "look-up": lambda: LookUp(base, panel(200)),
         "probabilities": lambda: Between(base, after=lambda z: z.softmax(1)),
         "NaN gradient": lambda: Between(base, before=root),
+        "reversed gradient": lambda: Between(base, before=Reversed.apply),
+        "shuffled gradient": lambda: Hidden(base, 2, shuffled),
+        "two faces": lambda: TwoFaced(base),
+        "rounded log-probabilities": lambda: Between(base, after=rounded),
+        "whole numbers": lambda: Between(base, before=lambda x: (64 * x).long().to(x) / 64),
+        "ranks": lambda: Between(base, after=lambda z: z.argsort(1).argsort(1).float()),
     }
 
 
