@@ -174,9 +174,9 @@ class GradientAccess(Access):
         self._note(logits, rows)
         return logits, reaches
 
-    def relaxed(self, x: Tensor, rows: Tensor | None) -> Tensor:
-        """Logits (k, classes) where averages stand for what is looked up by a largest score."""
-        self._book(x, rows)
+    def relaxed(self, x: Tensor) -> Tensor:
+        """Values (k, classes) like logits where averages stand for what is looked up by a largest score."""
+        self._book(x, None)
         return self._insight.relaxed(x)
 
     def smoothed_gradient(
@@ -197,13 +197,15 @@ class GradientAccess(Access):
         flat = (gradient == 0).flatten(1).all(1).nonzero()[:, 0]
         if len(flat) and not self._insight.dark:
             parts = [part[flat] if len(part) == len(x) else part for part in reaches or []]
-            self._book(x[flat], None if rows is None else rows[flat], backward=1)
-            _, gradient[flat] = self._insight.gradient(
+            mine = None if rows is None else rows[flat]
+            self._book(x[flat], mine, backward=1)
+            again, gradient[flat] = self._insight.gradient(
                 x[flat],
                 lambda some: values(logits.index_copy(0, flat, some)),
                 lambda: Smoothed(parts, width, leaky=True),
                 tame=True,
             )
+            self._note(again, mine)
         return (logits if self._model.surrogate is None else self.logits(x, rows)), gradient
 
     def blind(self, x: Tensor, rows: Tensor | None, values: Callable[[Tensor], Tensor]) -> Tensor:
@@ -220,10 +222,8 @@ class GradientAccess(Access):
     ) -> tuple[Tensor, Tensor]:
         self._book(x, rows, backward=1)
         if smoothed is not None and self._insight.unasked:
-            # With gradients and without.
-            self._book(
-                x[:ASKED].repeat(2, *[1] * (x.dim() - 1)), None if rows is None else rows[:ASKED].repeat(2)
-            )
+            # With gradients and without: of the model, not of any sample.
+            self._book(x[:ASKED].repeat(2, *[1] * (x.dim() - 1)), None)
         logits, gradient = self._insight.gradient(x, values, smoothed)
         finite = torch.isfinite(gradient)
         if not bool(finite.all()):

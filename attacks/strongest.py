@@ -236,7 +236,7 @@ class Ground:
         tied = (closest == closest.masked_fill(~closest.isfinite(), torch.inf).amin(1, keepdim=True)).sum(1)
         tied = tied == search.model.num_classes - 1
         if bool(tied.any()) and search.model.num_classes > 2:
-            choices = search.model.relaxed(batch.x[tied], rows[tied])
+            choices = search.model.relaxed(batch.x[tied])
             closest[tied] = (
                 (choices - choices.gather(1, batch.y[tied, None]))
                 .to(closest)

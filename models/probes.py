@@ -88,7 +88,7 @@ def _shape_of(logits: Tensor) -> Iterator[Sign]:
     spread = float((logits.amax(1) - logits.amin(1)).median())
     unit = float(logits.abs().amax(1).median()) * torch.finfo(logits.dtype).eps
     if spread < 1e4 * unit:
-        yield Sign("coarse logits", f"logits of an image differ by {spread:.2g} and are rounded to {unit:.2g}")
+        yield Sign("coarse logits", f"logits of an image differ by {spread:.2g}, rounded to {unit:.2g}")
     if spread < 1e-2:
         yield Sign("flat logits", f"logits of an image differ by {spread:.2g}: losses drown in rounding")
 

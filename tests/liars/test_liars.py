@@ -16,7 +16,7 @@ from models.base import Batch
 from models.probes import signs
 from models.randomness import Randomness
 from models.threat import ThreatModel
-from tests.liars.zoo import HONEST, classifier, liars, panel
+from tests.liars.zoo import HONEST, Between, classifier, liars, panel
 
 EPS = 0.15
 # Some 5 samples must tell two attacks on the winners apart; the rest is seen on fewer.
@@ -154,3 +154,13 @@ def test_a_difference_of_exactly_what_is_allowed_passes(more: int, passed: bool)
     places = torch.arange(10)
     auditor._compare("rung", places < more, places < 7, 0.1, "one", "other")
     assert auditor.rungs[0].passed is passed
+
+
+def test_logits_behind_a_huge_constant_are_called_coarse() -> None:
+    model = classifier(Between(load(ModelName.parse("conv-small")).network, after=lambda z: z + 1e7), "raised")
+    assert "coarse logits" in [sign.word for sign in signs(model, panel(20), ThreatModel("linf", EPS))]
+
+
+def test_a_network_that_looks_at_its_batch_is_flagged_and_not_refused() -> None:
+    batch = panel(4)
+    assert "batch-dependent" in audit(LIARS["batch-dependent output"](), batch.x, batch.y, eps=0.05).flags
