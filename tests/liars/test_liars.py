@@ -157,7 +157,8 @@ def test_a_difference_of_exactly_what_is_allowed_passes(more: int, passed: bool)
 
 
 def test_logits_behind_a_huge_constant_are_called_coarse() -> None:
-    model = classifier(Between(load(ModelName.parse("conv-small")).network, after=lambda z: z + 1e7), "raised")
+    network = load(ModelName.parse("conv-small")).network
+    model = classifier(Between(network, after=lambda z: z + 1e7), "raised")
     assert "coarse logits" in [sign.word for sign in signs(model, panel(20), ThreatModel("linf", EPS))]
 
 
