@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -149,6 +150,7 @@ def relax(
     intervals: bool = True,
     slack: float = 0.0,
     known: Mapping[int, Interval] | None = None,
+    deadline: float = torch.inf,
 ) -> Relaxation:
     """Bounds every relaxed operation's input, layer by layer, and sets lower slopes by the last of `slopes`.
 
@@ -156,8 +158,8 @@ def relax(
     linear bound, by each of `slopes` in turn, intersected with what is known; without `slopes` the
     interval bounds stay as they are and every lower line is parallel. With intervals=False
     every entry's bound is the linear one alone. Each bound is widened by slack (1 + |bound|), and what
-    follows from it with it. What is `known` of nodes already is made use of. Differentiable in the network's
-    parameters.
+    follows from it with it. What is `known` of nodes already is made use of. Once time.monotonic() has passed
+    `deadline` intervals are all there is. Differentiable in the network's parameters.
     """
     passes = IntervalPass(graph, x, threat)
     alphas: list[dict[int, Tensor]] = [{} for _ in slopes]
@@ -174,6 +176,8 @@ def relax(
             if source not in passes.exact:
                 wanted = operation.undecided(found) if intervals else torch.ones_like(found.lower).bool()
                 for alpha in alphas:
+                    if intervals and time.monotonic() > deadline:
+                        break
                     relaxation = Relaxation(graph, x, threat, bounds, alpha)
                     linear = _bound_entries(relaxation, source, wanted, found if intervals else None)
                     found = found.intersect(linear) if intervals else linear

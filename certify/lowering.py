@@ -56,14 +56,15 @@ def without_maxima(graph: Graph, x: Tensor, relaxation: Relaxation | None = None
     return _rewritten(graph, x, relaxation)[0] if has_maxima(graph) else graph
 
 
-def relaxed_without_maxima(relaxation: Relaxation, *slopes: Slope) -> Relaxation:
+def relaxed_without_maxima(relaxation: Relaxation, *slopes: Slope, deadline: float = torch.inf) -> Relaxation:
     """The relaxation of one sample with its maxima made of ReLUs, under no looser bounds on what both have.
 
     Lines over a chain of ReLUs are looser than those over the maximum itself, whose bounds are kept.
+    `deadline` as in `relax`.
     """
     graph, moved = _rewritten(relaxation.graph, relaxation.x, relaxation)
     known = {moved[j]: bounds for j, bounds in relaxation.bounds.items()}
-    return relax(graph, relaxation.x, relaxation.threat, *slopes, known=known)
+    return relax(graph, relaxation.x, relaxation.threat, *slopes, known=known, deadline=deadline)
 
 
 def _rewritten(graph: Graph, x: Tensor, relaxation: Relaxation | None) -> tuple[Graph, dict[int, int]]:

@@ -80,14 +80,18 @@ def settle_case(case: Case, randomness: Randomness) -> str:
     if case.done:
         return "descent"
     with torch.no_grad():
-        relaxation = relax(case.graph, case.x, case.threat, parallel_slope, adaptive_slope)
+        relaxation = relax(
+            case.graph, case.x, case.threat, parallel_slope, adaptive_slope, deadline=case.deadline
+        )
         case.lower = torch.maximum(case.lower, clause_bounds(relaxation, case.prop)[0])
         if has_maxima(case.graph) and not (case.done or case.late):
             # Slopes climb over the maxima themselves first: chains of ReLUs have looser lines.
             case.lower = torch.maximum(case.lower, _climbed(case, relaxation))
             if case.done or case.late:
                 return "alpha"
-            relaxation = relaxed_without_maxima(relaxation, parallel_slope, adaptive_slope)
+            relaxation = relaxed_without_maxima(
+                relaxation, parallel_slope, adaptive_slope, deadline=case.deadline
+            )
             case.graph = relaxation.graph
             case.lower = torch.maximum(case.lower, clause_bounds(relaxation, case.prop)[0])
         if case.done or case.late:

@@ -10,12 +10,14 @@ from scipy.optimize import linprog
 from torch import nn
 
 from certify.alpha_crown import AlphaCrown
+from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.base import CERTIFIERS
 from certify.crown import Crown
 from certify.graph import trace
 from certify.ibp import IntervalBounds, interval_margins
 from certify.lp import LinearProgram
 from certify.polytope import Polytope, polytope_margins
+from certify.prepare import prepare
 from certify.rules import activation
 from models.base import Batch, Classifier
 from models.randomness import Randomness
@@ -287,3 +289,12 @@ def test_bounds_are_differentiable_in_the_parameters(bound):
 
 def test_every_certificate_here_is_registered():
     assert all(CERTIFIERS[bound.name] is type(bound) for bound in BOUNDS)
+
+
+def test_past_its_deadline_a_relaxation_is_made_of_intervals_alone():
+    graph, x = prepare(model("mlp"), batch(2).x)
+    late = relax(graph, x, ThreatModel("linf", 0.1), parallel_slope, adaptive_slope, deadline=-torch.inf)
+    plain = relax(graph, x, ThreatModel("linf", 0.1))
+    for j, bounds in plain.bounds.items():
+        assert torch.equal(late.bounds[j].lower, bounds.lower)
+        assert torch.equal(late.bounds[j].upper, bounds.upper)
