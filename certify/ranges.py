@@ -219,8 +219,8 @@ class Layout:
         pressed = self.pressed(parts)
         values = self.relaxation.graph.values(x.reshape(-1, *self.relaxation.x.shape[1:]))
         found = {}
-        for i, activation in self.activations.items():
-            bounds, rows = pressed.bounds[self._source(i)], seen[i][:, 0]
+        for i, rows in ((i, seen[i][:, 0]) for i in self.activations if i in seen):
+            activation, bounds = self.activations[i], pressed.bounds[self._source(i)]
             lines = activation.lines(bounds, pressed.alpha.get(i))
             # x need not keep to the ranges, outside of which the lines enclose nothing.
             reached = torch.minimum(torch.maximum(values[self._source(i)], bounds.lower), bounds.upper)

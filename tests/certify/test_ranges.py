@@ -34,6 +34,19 @@ class Shared(nn.Module):
         return self.last(torch.cat([torch.tanh(z), torch.relu(z), z.square()], 1))
 
 
+class Idle(nn.Module):
+    """An activation whose value nobody uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        z = self.first(x)
+        torch.sigmoid(z)
+        return self.last(torch.tanh(z))
+
+
 def a_network(activation, seed):
     torch.manual_seed(seed)
     made = {
@@ -46,6 +59,7 @@ def a_network(activation, seed):
         ),
         "softplus": lambda: nn.Sequential(nn.Linear(2, 6), nn.Softplus(3.0), nn.Linear(6, 3)),
         "shared": Shared,
+        "idle": Idle,
         "mixed": lambda: nn.Sequential(
             nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 5), nn.Sigmoid(), nn.Linear(5, 3)
         ),
@@ -56,7 +70,7 @@ def a_network(activation, seed):
     return made.double()
 
 
-FAMILIES = ["tanh", "sigmoid", "gelu", "softplus", "shared", "mixed"]
+FAMILIES = ["tanh", "sigmoid", "gelu", "softplus", "shared", "mixed", "idle"]
 LOW, HIGH = torch.tensor([-0.4, -0.3]), torch.tensor([0.5, 0.6])
 
 
