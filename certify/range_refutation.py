@@ -18,8 +18,8 @@ from certify.ranges import Parts
 CROSSING = 1e-9
 
 CANDIDATES, STARTS = 6, 16
-STEPS, FIRST_STEPS, ROUNDS = 8, 25, 3
-RATE, FIRST_RATE = 0.1, 0.25
+STEPS, FIRST_STEPS, ROUNDS = 4, 25, 3
+RATE, FIRST_RATE = 0.15, 0.25
 
 # Slopes that climb together: each end has its own for every activation.
 CELLS = 1_000_000
