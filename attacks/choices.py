@@ -27,22 +27,21 @@ ORDERS = {torch.argsort, Tensor.argsort}
 VIEWS = {torch.squeeze, Tensor.squeeze, torch.unsqueeze, Tensor.unsqueeze, Tensor.__getitem__, torch.stack}
 SCATTERS = {torch.scatter, Tensor.scatter, Tensor.scatter_}
 LEVELS = {Tensor.long, Tensor.int, Tensor.short, Tensor.char, Tensor.byte, Tensor.to, Tensor.type}
-BUCKETS = {torch.bucketize: (0, 1), torch.searchsorted: (1, 0)}
-ENTRYWISE = {
+ARITHMETIC = {
     torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.add, Tensor.add, Tensor.__add__,
     Tensor.__radd__, torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__rsub__, torch.div, Tensor.div,
-    Tensor.__truediv__, Tensor.__floordiv__, torch.floor_divide, Tensor.floor_divide, Tensor.__mod__,
-    torch.remainder, Tensor.remainder, Tensor.__and__, Tensor.__or__, Tensor.__xor__, Tensor.__lshift__,
-    Tensor.__rshift__, torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor, torch.bitwise_left_shift,
-    torch.bitwise_right_shift, torch.clamp, Tensor.clamp, Tensor.float, Tensor.double, Tensor.half,
-    Tensor.long, Tensor.int, Tensor.to, Tensor.type, Tensor.type_as,
+    Tensor.__truediv__, Tensor.float, Tensor.double, Tensor.half, Tensor.long, Tensor.int, Tensor.to,
+    Tensor.type, Tensor.type_as,
 }  # fmt: skip
-LINEAR = {
-    torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.add, Tensor.add, Tensor.__add__,
-    Tensor.__radd__, torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__rsub__, torch.div, Tensor.div,
-    Tensor.__truediv__, torch.sum, Tensor.sum, torch.stack, torch.cat, Tensor.__getitem__, Tensor.float,
-    Tensor.double, Tensor.half, Tensor.long, Tensor.int, Tensor.to, Tensor.type, Tensor.type_as,
-    torch.flatten, Tensor.flatten, Tensor.reshape, Tensor.view, Tensor.permute, Tensor.transpose,
+ENTRYWISE = ARITHMETIC | {
+    Tensor.__floordiv__, torch.floor_divide, Tensor.floor_divide, Tensor.__mod__, torch.remainder,
+    Tensor.remainder, Tensor.__and__, Tensor.__or__, Tensor.__xor__, Tensor.__lshift__, Tensor.__rshift__,
+    torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor, torch.bitwise_left_shift,
+    torch.bitwise_right_shift, torch.clamp, Tensor.clamp,
+}  # fmt: skip
+LINEAR = ARITHMETIC | {
+    torch.sum, Tensor.sum, torch.stack, torch.cat, Tensor.__getitem__, torch.flatten, Tensor.flatten,
+    Tensor.reshape, Tensor.view, Tensor.permute, Tensor.transpose,
 }  # fmt: skip
 
 
@@ -64,10 +63,14 @@ class Level:
 
 @dataclass(frozen=True)
 class Straight:
-    """How derivatives pass: step(apply, entries) is apply(entries) with one; `relaxed` hands on averages."""
+    """How derivatives pass: step(apply, entries) is apply(entries) with one; `relaxed` hands on averages.
+
+    leaky: masks of several entries have one too, for gradients that are zero otherwise.
+    """
 
     step: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
     relaxed: bool = False
+    leaky: bool = False
 
     def twin(self, hard: Tensor, soft: Tensor) -> Tensor:
         """The value of `hard` with the derivative of `soft`; remembered where it is a whole number."""
@@ -117,17 +120,17 @@ def chosen(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any], how: S
 
 def _made(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Whole numbers made of floating ones."""
-    x = args[0]
-    if func in BUCKETS and func is torch.bucketize:
-        edges, rest = args[1], args[2:]
-        return _with(func(*args, **kwargs), Level(lambda z: func(z, edges, *rest, **kwargs), x))
+    x, rest = args[0], args[1:]
+    if func is torch.bucketize:
+        return _with(func(*args, **kwargs), Level(lambda z: func(z, *rest, **kwargs), x))
+    if func is torch.searchsorted and x.dim() == 1 and isinstance(rest[0], Tensor):
+        return _with(func(*args, **kwargs), Level(lambda z: func(x, z, *rest[1:], **kwargs), rest[0]))
     if func in LEVELS:
         out = func(*args, **kwargs)
         if not isinstance(out, Tensor) or out.is_floating_point() or out.dtype is torch.bool:
             return None
         # A window may reach beyond what the type can hold, where values would start again.
-        held = torch.iinfo(out.dtype)
-        least, most = max(held.min, -(2**24)), min(held.max, 2**24)
+        least, most = max(torch.iinfo(out.dtype).min, -(2**24)), min(torch.iinfo(out.dtype).max, 2**24)
         return _with(out, Level(lambda z: func(z.clamp(least, most), *args[1:], **kwargs), x))
     sign = BEST.get(func, EXTREMES.get(func, 1))
     if not (func in BEST or func in EXTREMES or func in SORTED):
@@ -182,7 +185,8 @@ def _scattered(func: Function, args: tuple[Any, ...], how: Straight) -> Tensor |
         return hard
     if axis % base.dim() != base.dim() - 1 or own.weights.shape[-1] != base.shape[-1] or value is None:
         return hard
-    soft = value * own.weights.sum(-2).to(hard.dtype)
+    # What a mask keeps has a derivative of its own, beside which the softmax's is noise.
+    soft = (0.0 if places.shape[-1] > 1 and not how.leaky else value) * own.weights.sum(-2).to(hard.dtype)
     return (
         hard.add_(straight(soft, torch.zeros_like(soft))) if func is Tensor.scatter_ else how.twin(hard, soft)
     )

@@ -106,7 +106,7 @@ class _Intercepted(TorchFunctionMode):
     Custom functions of autograd are those that map a batch to one of the same shape.
     """
 
-    relaxed = False
+    relaxed = leaky = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class _Intercepted(TorchFunctionMode):
             return self.choice(out, args[1:] if func is torch.where else (args[0], args[2]))
         if stepped is not None:
             return stepped
-        if (places := chosen(func, args, kwargs, Straight(self._step, self.relaxed))) is not None:
+        if (places := chosen(func, args, kwargs, Straight(self._step, self.relaxed, self.leaky))) is not None:
             return places
         stepwise = func in STEPS or (func in DIVISIONS and kwargs.get("rounding_mode") is not None)
         if not (stepwise or func in ACTIVATIONS) or not args[0].is_floating_point():

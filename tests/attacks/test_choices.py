@@ -60,6 +60,7 @@ LEVELS: dict[str, Callable[[Tensor], Tensor]] = {
     "bits": lambda x: ((255 * x).byte() & 0xE0).float() / 255,
     "floor": lambda x: ((255 * x).int() // 32 * 32) / 255,
     "buckets": lambda x: torch.bucketize(x, torch.linspace(0.1, 0.9, 8)).float() / 8,
+    "search": lambda x: torch.searchsorted(torch.linspace(0.1, 0.9, 8), x).float() / 8,
     "look-up": lambda x: SHADES[(15.9 * x).long()],
     "colours": lambda x: (functional.one_hot((15.9 * x).long(), 16).float() * SHADES).sum(-1),
 }
@@ -81,7 +82,8 @@ def reaches(form: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("width", [0.0, 1.0])
 def test_values_are_the_networks_own_and_gradients_are_there(name: str, width: float) -> None:
     form, x = (PLACES | LEVELS)[name], points().requires_grad_(True)
-    with torch.enable_grad(), Opened(False), Smoothed(reaches(form, points()), width):
+    masks = name.startswith("scatter")
+    with torch.enable_grad(), Opened(False), Smoothed(reaches(form, points()), width, leaky=masks):
         out = form(x)
     assert torch.equal(out, form(x))
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(4))
@@ -123,3 +125,11 @@ def test_votes_add_up_and_a_table_mixes_its_rows() -> None:
     soft = [(part / part.std(1, keepdim=True)).softmax(1) for part in (x[:, :3], x[:, 3:])]
     torch.testing.assert_close(both, soft[0] + soft[1])
     torch.testing.assert_close(mixed, (x / x.std(1, keepdim=True)).softmax(1) @ TABLE)
+
+
+def test_a_mask_of_several_entries_adds_nothing_to_the_gradient_of_what_it_keeps() -> None:
+    x = points().requires_grad_(True)
+    with torch.enable_grad(), Opened(False), Smoothed(None, 1.0):
+        mask = torch.zeros_like(x).scatter(1, x.detach().abs().topk(2).indices, 1.0)
+        (gradient,) = torch.autograd.grad((x * mask).sum(), x)
+    assert torch.equal(gradient, mask.detach())
