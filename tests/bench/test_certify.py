@@ -222,11 +222,12 @@ def test_a_curved_network_of_few_inputs_is_settled(
     file.add("Sigmoid")
     file.add("Gemm", file.last, file.constant([[1.0], [-1.0]]))
     path = file.write(tmp_path / "net.onnx")
-    near = "unsat" if inputs == 1 else "unknown"
+    # With many inputs the ranges of both sigmoids are cut, which takes its time where they are one.
+    near, seconds = ("unsat", 20) if inputs == 1 else ("timeout", 3)
     for threshold, verdict in ((1.5, "unsat"), (1e-3, near), (-1e-3, "sat")):
         asked = reach(-1, 1, f"(>= Y_0 {threshold})", inputs, 1)
         (tmp_path / "p.vnnlib").write_text(asked, encoding="utf-8")
-        arguments = ("--onnx", path, "--vnnlib", tmp_path / "p.vnnlib", "--timeout", 20)
+        arguments = ("--onnx", path, "--vnnlib", tmp_path / "p.vnnlib", "--timeout", seconds)
         code, shown, _ = inside(capsys, *arguments)
         assert (code, shown.split("\n")[0]) == (0, verdict)
 
