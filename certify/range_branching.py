@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from certify.backward import Relaxation
+from certify.branching import Outcome
 from certify.property import Clause
 from certify.range_dual import Check, RangeDual
 from certify.ranges import Parts
@@ -24,15 +24,6 @@ LEAF_STEPS = 300
 
 # Entries of bounds and slopes that all open branches may keep, and that one round may work on.
 POOL, ROUND = 200_000_000, 4_000_000
-
-
-@dataclass
-class Outcome:
-    """The witness that the caller accepted, or bounds lower (c,) on the clauses; branches looked at."""
-
-    witness: Tensor | None
-    lower: Tensor
-    looked_at: int
 
 
 class RangeBranching:
@@ -86,7 +77,7 @@ class RangeBranching:
         while self.witness is None and 0 < len(self.pool) < room and time.monotonic() < deadline:
             self._round(deadline)
         lower = self.lower.scatter_reduce(0, self.pool.clause, self.values, "amin")
-        return Outcome(self.witness, lower, self.looked_at)
+        return Outcome(self.witness, lower, len(self.pool), self.looked_at)
 
     def _round(self, deadline: float) -> None:
         size = max(1, min(64, ROUND // (2 * CANDIDATES * max(1, self.layout.size))))

@@ -13,9 +13,7 @@ from certify.dual import Adam
 from certify.property import Clause
 from certify.range_dual import Bound, Check, RangeDual
 from certify.ranges import Parts
-
-# Ends of a range that cross by less may have crossed by rounding alone: no contradiction yet.
-CROSSING = 1e-9
+from certify.refutation import CROSSING
 
 CANDIDATES, STARTS = 6, 16
 STEPS, FIRST_STEPS, ROUNDS = 4, 25, 3

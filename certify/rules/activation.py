@@ -55,6 +55,10 @@ class ReLU(Activation):
     def undecided(self, bounds: Interval) -> Tensor:
         return (bounds.lower < 0) & (bounds.upper > 0)
 
+    def adaptive(self, bounds: Interval) -> Tensor:
+        """1 where u >= -l, else 0: the smaller triangle (Zhang et al. 2018, 1811.00866, section 3.3)."""
+        return (bounds.upper >= -bounds.lower).to(bounds.lower.dtype)
+
     def cut(self, bounds: Interval) -> Tensor:
         return torch.where(self.undecided(bounds), 0.0, bounds.centre)
 

@@ -75,9 +75,6 @@ class Convex(Activation):
     def undecided(self, bounds: Interval) -> Tensor:
         return bounds.upper > bounds.lower
 
-    def adaptive(self, bounds: Interval) -> Tensor:
-        return torch.full_like(bounds.lower, 0.5)
-
     def lines(self, bounds: Interval, alpha: Tensor | None) -> Lines:
         lower, upper, shape = bounds.lower, bounds.upper, SHAPES[self.kind]
         width = upper - lower

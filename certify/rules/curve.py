@@ -57,9 +57,6 @@ class Softplus(Activation):
     def undecided(self, bounds: Interval) -> Tensor:
         return bounds.upper > bounds.lower
 
-    def adaptive(self, bounds: Interval) -> Tensor:
-        return torch.full_like(bounds.lower, 0.5)
-
     def lines(self, bounds: Interval, alpha: Tensor | None) -> Lines:
         lower, upper = bounds.lower, bounds.upper
         slope = chord(self.forward, torch.sigmoid(self.beta * lower), bounds).clamp(0, 1)
@@ -107,9 +104,6 @@ class GELU(Activation):
 
     def undecided(self, bounds: Interval) -> Tensor:
         return bounds.upper > bounds.lower
-
-    def adaptive(self, bounds: Interval) -> Tensor:
-        return torch.full_like(bounds.lower, 0.5)
 
     def _slope(self, z: Tensor) -> Tensor:
         return torch.special.ndtr(z) + z * torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)

@@ -103,11 +103,8 @@ class Relaxed(Operation):
         """
 
     def adaptive(self, bounds: Interval) -> Tensor:
-        """The alpha (n, *input) that is expected to leave the smallest gap between the lines.
-
-        For ReLUs 1 where u >= -l, else 0: the smaller triangle (Zhang et al. 2018, 1811.00866, section 3.3).
-        """
-        return (bounds.upper >= -bounds.lower).to(bounds.lower.dtype)
+        """The alpha (n, *input) that is expected to leave the smallest gap: touching in the middle."""
+        return torch.full_like(bounds.lower, 0.5)
 
     def cut(self, bounds: Interval) -> Tensor:
         """Where an entry's range is best cut in two: (n, *input), inside the range."""

@@ -50,9 +50,6 @@ class Sigmoidal(Activation):
     def undecided(self, bounds: Interval) -> Tensor:
         return bounds.upper > bounds.lower
 
-    def adaptive(self, bounds: Interval) -> Tensor:
-        return torch.full_like(bounds.lower, 0.5)
-
     def _slope(self, z: Tensor) -> Tensor:
         return SIGMOIDAL[self.kind][1](z)
 

@@ -16,7 +16,7 @@ from certify.bounds import Interval
 from certify.rules.activation import Activation
 from certify.rules.arithmetic import ScaleShift
 from certify.rules.convex import Convex
-from certify.rules.operation import Lines
+from certify.rules.operation import Lines, chord
 from certify.rules.table import Call, Step, rule
 
 # Beyond these z each derivative is within 1e-15 of its limit.
@@ -139,8 +139,13 @@ class Turning(Activation):
         return [torch.minimum(torch.maximum(place, bounds.lower), bounds.upper) for place in places]
 
     def lines(self, bounds: Interval, alpha: Tensor | None) -> Lines:
+        slope, below, above = bounds.known("parallel lines", self._parallel).unbind()
+        return Lines(slope, below, slope, above, parallel=True)
+
+    def _parallel(self, bounds: Interval) -> Tensor:
+        """The chord's slope, and the intercepts of both lines of that slope, as (3, n, ...)."""
         with torch.no_grad():
-            slope = self._chord(bounds)
+            slope = chord(self.forward, self._slope(bounds.lower), bounds)
             turns = [
                 torch.full_like(slope, turn).maximum(bounds.lower).minimum(bounds.upper)
                 for turn in COURSES[self.kind].turns
@@ -148,14 +153,7 @@ class Turning(Activation):
             places = [*turns, *self._stationary(slope, bounds)]
         points = torch.stack([bounds.lower, bounds.upper, *places])
         rest = self.forward(points) - slope * points
-        return Lines(slope, rest.amin(0), slope, rest.amax(0), parallel=True)
-
-    def _chord(self, bounds: Interval) -> Tensor:
-        """The slope between the ends, or the derivative where they are too close: any slope is valid."""
-        width = bounds.upper - bounds.lower
-        short = width <= 1e-9 * (1 + bounds.lower.abs())
-        rise = self.forward(bounds.upper) - self.forward(bounds.lower)
-        return torch.where(short, self._slope(bounds.lower), rise / torch.where(short, 1.0, width))
+        return torch.stack([slope, rest.amin(0), rest.amax(0)])
 
 
 def _input(call: Call) -> tuple[int]:
