@@ -158,8 +158,8 @@ def relax(
     linear bound, by each of `slopes` in turn, intersected with what is known; without `slopes` the
     interval bounds stay as they are and every lower line is parallel. With intervals=False
     every entry's bound is the linear one alone. Each bound is widened by slack (1 + |bound|), and what
-    follows from it with it. What is `known` of nodes already is made use of. Once time.monotonic() has passed
-    `deadline` intervals are all there is. Differentiable in the network's parameters.
+    follows from it with it. What is `known` of nodes already is made use of. Entries whose turn comes after
+    time.monotonic() has passed `deadline` keep their intervals. Differentiable in the network's parameters.
     """
     passes = IntervalPass(graph, x, threat)
     alphas: list[dict[int, Tensor]] = [{} for _ in slopes]
@@ -176,10 +176,9 @@ def relax(
             if source not in passes.exact:
                 wanted = operation.undecided(found) if intervals else torch.ones_like(found.lower).bool()
                 for alpha in alphas:
-                    if intervals and time.monotonic() > deadline:
-                        break
                     relaxation = Relaxation(graph, x, threat, bounds, alpha)
-                    linear = _bound_entries(relaxation, source, wanted, found if intervals else None)
+                    until = deadline if intervals else torch.inf
+                    linear = _bound_entries(relaxation, source, wanted, found if intervals else None, until)
                     found = found.intersect(linear) if intervals else linear
             if slack:
                 found = found.widened(slack)
@@ -192,13 +191,15 @@ def relax(
     return Relaxation(graph, x, threat, bounds, alphas[-1] if alphas else {})
 
 
-def _bound_entries(relaxation: Relaxation, node: int, wanted: Tensor, known: Interval | None) -> Interval:
-    """Linear bounds on the wanted entries (n, *shape) of a node; others stay as known."""
-    if known is not None and not bool(wanted.any()):
+def _bound_entries(
+    relaxation: Relaxation, node: int, wanted: Tensor, known: Interval | None, deadline: float
+) -> Interval:
+    """Linear bounds on the wanted entries (n, *shape) of a node; others, and late ones, stay as known."""
+    if known is not None and (not bool(wanted.any()) or time.monotonic() > deadline):
         return known
     seen = views(relaxation.graph, relaxation.x, node)
     if seen is not None:
-        return _through_windows(relaxation, node, wanted, known, seen)
+        return _through_windows(relaxation, node, wanted, known, seen, deadline)
     mask = entries(wanted, 1)
     lower = mask.new_full(mask.shape, -torch.inf, dtype=relaxation.x.dtype)
     upper = -lower
@@ -211,6 +212,8 @@ def _bound_entries(relaxation: Relaxation, node: int, wanted: Tensor, known: Int
         below, above = lower[samples], upper[samples]
         size = _rows_at_once(relaxation.graph, relaxation.x, len(piece))
         for places in piece.split(size, 1) if piece.shape[1] else ():
+            if time.monotonic() > deadline:
+                break
             start, rows, constant = pick(places)
             found = part.range(start, rows)
             below = below.scatter(1, places, found.lower + constant)
@@ -221,14 +224,15 @@ def _bound_entries(relaxation: Relaxation, node: int, wanted: Tensor, known: Int
 
 
 def _through_windows(
-    relaxation: Relaxation, node: int, wanted: Tensor, known: Interval | None, seen: Mapping[int, View]
-) -> Interval:
+    relaxation: Relaxation, node: int, wanted: Tensor, known: Interval | None, seen: Mapping[int, View],
+    deadline: float,
+) -> Interval:  # fmt: skip
     """`_bound_entries` for a node whose entries see a small part of the input each."""
     windows = Windows(
         relaxation.graph, relaxation.x, relaxation.threat, relaxation.bounds, relaxation.alpha, seen,
         symmetric=relaxation.antisymmetric(node),
     )  # fmt: skip
-    found = windows.range(wanted)
+    found = windows.range(wanted, deadline)
     if known is None:
         return Interval(found.lower.reshape(wanted.shape), found.upper.reshape(wanted.shape))
     return Interval(

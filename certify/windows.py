@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -46,14 +47,24 @@ class Windows:
     _known: dict[int, Lines] = field(default_factory=dict, repr=False)
     _chosen: dict[int, Choice] = field(default_factory=dict, repr=False)
 
-    def range(self, wanted: Tensor) -> Interval:
-        """Bounds (m,) on the wanted entries (n, c, h, w) of the last node seen, in `nonzero` order."""
+    def range(self, wanted: Tensor, deadline: float = torch.inf) -> Interval:
+        """Bounds (m,) on the wanted entries (n, c, h, w) of the last node seen, in `nonzero` order.
+
+        What is left once time.monotonic() has passed `deadline` is unbounded.
+        """
         entries = wanted.nonzero()
         shapes = self.graph.shapes(self.x)
         widest = max(shapes[i][0] * view.size[0] * view.size[1] for i, view in self.seen.items())
-        pieces = [self._range(piece) for piece in entries.split(max(1, CHUNK // (8 * widest)))]
+        lower = self.x.new_full((len(entries),), -torch.inf)
+        pieces = [Interval(lower[:0], lower[:0])]
+        for piece in entries.split(max(1, CHUNK // (8 * widest))):
+            if time.monotonic() > deadline:
+                break
+            pieces.append(self._range(piece))
+        done = sum(len(piece.lower) for piece in pieces)
         return Interval(
-            torch.cat([piece.lower for piece in pieces]), torch.cat([piece.upper for piece in pieces])
+            torch.cat([*(piece.lower for piece in pieces), lower[done:]]),
+            torch.cat([*(piece.upper for piece in pieces), -lower[done:]]),
         )
 
     def _range(self, entries: Tensor) -> Interval:

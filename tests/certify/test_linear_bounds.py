@@ -298,3 +298,25 @@ def test_past_its_deadline_a_relaxation_is_made_of_intervals_alone():
     for j, bounds in plain.bounds.items():
         assert torch.equal(late.bounds[j].lower, bounds.lower)
         assert torch.equal(late.bounds[j].upper, bounds.upper)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_a_deadline_halfway_through_a_layer_keeps_what_is_proved(kind, monkeypatch):
+    graph, x = prepare(model(kind), batch(2).x)
+    threat = ThreatModel("linf", 0.1)
+    plain, whole = relax(graph, x, threat), relax(graph, x, threat, adaptive_slope)
+    monkeypatch.setattr("certify.backward.MEMORY", 1)
+    monkeypatch.setattr("certify.windows.CHUNK", 1)
+    clock = itertools.count()
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    last = max(whole.bounds)
+    with torch.no_grad():
+        relax(graph, x, threat, adaptive_slope)
+        looks = next(clock)
+        late = relax(graph, x, threat, adaptive_slope, deadline=looks + looks // 2)
+    found, interval, linear = (part.bounds[last].lower for part in (late, plain, whole))
+    done = found > interval + 1e-9
+    assert bool(done.any())
+    assert not bool(done.all())
+    assert not bool((found > linear + 1e-9)[linear > interval].any())
+    assert next(clock) < 2 * looks
