@@ -13,6 +13,7 @@ from certify.ascent import climb
 from certify.descent import descend
 from certify.dual import Bound, Branches, Dual, imposed
 from certify.folded import Folded, Targets
+from certify.property import Accept
 from certify.warm_program import WarmProgram
 
 CANDIDATES = 6
@@ -22,8 +23,6 @@ WARM_PROGRAM = 400
 INFORMATIVE = 0.02
 LEAF_STEPS = 300
 PROGRAMS = 2000
-
-Check = Callable[[Tensor], Tensor | None]
 
 
 @dataclass
@@ -51,7 +50,7 @@ class BranchAndBound:
     """
 
     def __init__(
-        self, folded: Folded, targets: Targets, check: Check, *, tolerance: float, steps: int = 16,
+        self, folded: Folded, targets: Targets, check: Accept, *, tolerance: float, steps: int = 16,
         rate: float = 0.1, batch: int = 64, deadline: float = torch.inf,
         record: Callable[[Branches], None] = lambda proved: None,
     ) -> None:  # fmt: skip

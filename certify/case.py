@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from certify.graph import Graph
-from certify.property import Property
+from certify.property import Accept, Property
 from models.threat import ThreatModel
-
-# The caller's own judgement of a counterexample (1, ...): as it accepts it, or None.
-Accept = Callable[[Tensor], Tensor | None]
 
 
 @dataclass

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from certify.base import Certifier, Decision, check_seconds, register_certifier
-from certify.case import Accept, Case
+from certify.case import Case
 from certify.graph import Graph, trace
 from certify.ibp import interval_margins
 from certify.prepare import check_agreement, check_finite, prepare
-from certify.property import Property, robustness
+from certify.property import Accept, Property, robustness
 from certify.settle import Verdict, settle_case
 from models.base import Batch, Classifier, frozen, margin
 from models.cost import Cost

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from models.errors import UserError
+
+# The caller's own judgement of a counterexample, an input (1, ...) or (d,): as it accepts it, or None.
+Accept = Callable[[Tensor], Tensor | None]
 
 
 @dataclass(frozen=True)

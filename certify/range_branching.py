@@ -9,8 +9,8 @@ from torch import Tensor
 
 from certify.backward import Relaxation
 from certify.branching import Outcome
-from certify.property import Clause
-from certify.range_dual import Check, RangeDual
+from certify.property import Accept, Clause
+from certify.range_dual import RangeDual
 from certify.ranges import Parts
 
 CANDIDATES = 6
@@ -39,7 +39,7 @@ class RangeBranching:
     """
 
     def __init__(
-        self, relaxation: Relaxation, clauses: list[Clause], check: Check, *, tolerance: float,
+        self, relaxation: Relaxation, clauses: list[Clause], check: Accept, *, tolerance: float,
         deadline: float = torch.inf,
     ) -> None:  # fmt: skip
         self.check, self.tolerance = check, tolerance

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,14 +11,12 @@ from torch import Tensor
 from certify.backward import Relaxation
 from certify.dual import Adam
 from certify.input_set import InputSet
-from certify.property import Clause
+from certify.property import Accept, Clause
 from certify.ranges import Layout, Parts, Pressed, mixed_rows
 
 # Steps of the descent, how far its first ones go in units of the set, and the last ones in units of these: a
 # long step leaves the valley that a minimiser lies in, a short one stays in it.
 DESCENT, FIRST, LAST = 20, (1.0, 0.05), 1e-2
-
-Check = Callable[[Tensor], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class RangeDual:
         bound = torch.nan_to_num(least + shift.detach(), -torch.inf, -torch.inf, -torch.inf)
         return bound, gradients, self.layout.steepness(pressed.seen)
 
-    def unsafe(self, x: Tensor, check: Check) -> Tensor | None:
+    def unsafe(self, x: Tensor, check: Accept) -> Tensor | None:
         """A point that `check` accepts as a counterexample, met by descent on the network from x (b, d)."""
         shape, graph = self.relaxation.x.shape[1:], self.relaxation.graph
         first = torch.tensor(FIRST, dtype=x.dtype).repeat_interleave(len(x))[:, None]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from certify.backward import Relaxation
 from certify.dual import Adam
-from certify.property import Clause
-from certify.range_dual import Bound, Check, RangeDual
+from certify.property import Accept, Clause
+from certify.range_dual import Bound, RangeDual
 from certify.ranges import Parts
 from certify.refutation import CROSSING
 
@@ -48,7 +48,7 @@ class RangeRefutation:
     """
 
     def __init__(
-        self, relaxation: Relaxation, clause: Clause, group: int, check: Check, *, slack: float
+        self, relaxation: Relaxation, clause: Clause, group: int, check: Accept, *, slack: float
     ) -> None:
         self.dual = RangeDual(relaxation, [clause])
         self.clause, self.group, self.check, self.slack = clause, group, check, slack

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +12,7 @@ from certify.ascent import climb
 from certify.descent import descend
 from certify.dual import Bound, Branches, Dual, imposed
 from certify.folded import Assumption, Folded, Targets
+from certify.property import Accept
 
 # Bounds of a neuron that cross by less may have crossed by rounding alone: no contradiction yet.
 CROSSING = 1e-9
@@ -22,8 +22,6 @@ ROUNDS = 3
 STEPS, FIRST_STEPS = 8, 25
 RATE, FIRST_RATE = 0.1, 0.25
 LEAF_STEPS = 300
-
-Check = Callable[[Tensor], Tensor | None]
 
 
 @dataclass
@@ -55,7 +53,7 @@ class Refutation:
     Source: Kotha et al. 2023, 2302.01404 (INVPROP), section 3, in every branch of a branch and bound.
     """
 
-    def __init__(self, folded: Folded, targets: Targets, group: int, check: Check, *, slack: float) -> None:
+    def __init__(self, folded: Folded, targets: Targets, group: int, check: Accept, *, slack: float) -> None:
         self.whole, self.group, self.check, self.slack = folded, group, check, slack
         self.targets = targets.select(torch.tensor([group]))
         self.witness: Tensor | None = None
