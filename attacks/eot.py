@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
+from attacks.images import need_pictures
 from attacks.losses import LOSSES, against, check_loss
 from attacks.transforms import Blur, Brightness, Compose, Noise, Pose, Transform
 from models.base import Batch, Classifier, frozen
@@ -116,6 +117,7 @@ class EOT(Attack):
     def propose(
         self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None
     ) -> Tensor:
+        need_pictures(batch.x, self.name)
         return self.ascend(model, batch, threat, randomness, self.transform)
 
     def ascend(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from models.errors import NotApplicable
+
 
 def as_images(x: Tensor) -> Tensor:
     """x (n, ...) as images (n, c, h, w): a vector becomes one row of pixels."""
@@ -12,3 +14,9 @@ def as_images(x: Tensor) -> Tensor:
         return x
     channels, width = (1, shape.numel()) if len(shape) == 1 else (shape[0], shape[-1])
     return x.reshape(len(x), channels, shape.numel() // channels // width, width)
+
+
+def need_pictures(x: Tensor, attack: str) -> None:
+    """Raises NotApplicable where inputs have no height and width that an attack's views could turn."""
+    if x.dim() != 4:
+        raise NotApplicable(f"{attack} needs images (n, c, h, w), not inputs of shape {tuple(x.shape)}")

@@ -9,6 +9,7 @@ from torch import Tensor
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
 from attacks.eot import EOT
+from attacks.images import need_pictures
 from attacks.losses import check_loss
 from attacks.mesh import mesh_named
 from attacks.rendering import Scene
@@ -70,6 +71,7 @@ class Turtle(Attack):
     def propose(
         self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None
     ) -> Tensor:
+        need_pictures(batch.x, self.name)
         search = EOT(
             steps=self.steps,
             draws=self.draws,

@@ -109,6 +109,16 @@ def test_a_vector_cannot_be_rotated():
         ATTACKS["rotation-translation"]().run(model, batch, threat_named("spatial", 0.1), Randomness(0))
 
 
+@pytest.mark.parametrize("name", ["eot", "turtle"])
+@pytest.mark.parametrize("shape", [(12,), (3, 4)])
+def test_what_is_no_image_has_no_views(name, shape):
+    model = random_linear(3, 12)
+    model.network = nn.Sequential(nn.Flatten(), model.network)
+    batch = labelled(model, images(4, shape))
+    with pytest.raises(NotApplicable, match=rf"{name} needs images \(n, c, h, w\), not inputs of shape"):
+        ATTACKS[name]().run(model, batch, THREAT, Randomness(0))
+
+
 @pytest.mark.parametrize("name", [name for name in ATTACKS if "loss" in ATTACKS[name].__dataclass_fields__])
 def test_a_loss_that_nobody_knows_is_named(name):
     with pytest.raises(UserError, match=f"{name} has no loss 'margins'"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from attacks.access import GradientAccess
 from attacks.eot import EOT, keys_of, mean_gradient, survival
@@ -92,10 +93,12 @@ def test_sure_samples_leave_and_the_bill_is_exact():
 
 
 def test_the_box_is_a_unit_and_logits_have_no_origin():
-    weight, x = torch.randn(3, 16, generator=torch.Generator().manual_seed(2)), images(25, (16,))
+    weight, x = torch.randn(3, 16, generator=torch.Generator().manual_seed(2)), images(25, (1, 4, 4))
     plain, box = linear(weight, torch.zeros(3)), Box(-3.0, 7.0)
     scaled = linear(weight / 10, weight.sum(1) * 0.3, box)
     shifted = linear(weight, torch.full((3,), 5.0))
+    for model in (plain, scaled, shifted):
+        model.network = nn.Sequential(nn.Flatten(), model.network)
     first = SMALL.run(plain, labelled(plain, x), ThreatModel("linf", 0.3), Randomness(0))
     second = SMALL.run(scaled, labelled(scaled, 10 * x - 3), ThreatModel("linf", 3.0, box), Randomness(0))
     third = SMALL.run(shifted, labelled(shifted, x), ThreatModel("linf", 0.3), Randomness(0))
