@@ -92,10 +92,25 @@ def relu(call: Call) -> Step:
 
 @rule(nn.LeakyReLU, F.leaky_relu)
 def leaky_relu(call: Call) -> Step | list[Step]:
-    """z above 0 and leak z below: leak z + (1 - leak) relu(z) where the leak is none in [0, 1)."""
+    """z above 0 and leak z below."""
     given = call.bind("input", negative_slope=0.01, inplace=False)
     leak = call.module.negative_slope if isinstance(call.module, nn.LeakyReLU) else given["negative_slope"]
-    value = call.value(given["input"])
+    return _leaky(call.value(given["input"]), leak)
+
+
+@rule(nn.RReLU, F.rrelu)
+def rrelu(call: Call) -> Step | list[Step]:
+    """In eval mode a leaky ReLU with the mean of the slopes that train mode draws from."""
+    given = call.bind("input", lower=1 / 8, upper=1 / 3, training=False, inplace=False)
+    if isinstance(call.module, nn.RReLU):
+        given |= {name: getattr(call.module, name) for name in ("lower", "upper", "training")}
+    if given["training"] is not False:
+        call.refuse("in train mode its slopes are random: call model.eval() or pass training=False")
+    return _leaky(call.value(given["input"]), (given["lower"] + given["upper"]) / 2)
+
+
+def _leaky(value: int, leak: float) -> Step | list[Step]:
+    """leak z + (1 - leak) relu(z) where the leak is none in [0, 1)."""
     if 0 <= leak < 1:
         return ReLU(float(leak)), (value,)
     whole, rest = ScaleShift(scale=lambda: leak), ScaleShift(scale=lambda: 1 - leak)

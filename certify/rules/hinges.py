@@ -58,6 +58,12 @@ def softshrink(call: Call) -> list[Step]:
     ]
 
 
+@rule(nn.Hardshrink, F.hardshrink)
+def hardshrink(call: Call) -> Step:
+    """Refused: on which side of a jump a value falls may be decided by rounding, so that no bound is safe."""
+    call.refuse("jumps at its thresholds, which is not understood by the certificates: use Softshrink")
+
+
 @rule(nn.Hardsigmoid, F.hardsigmoid)
 def hardsigmoid(call: Call) -> Step:
     """min(max(z / 6 + 1 / 2, 0), 1)."""

@@ -48,6 +48,8 @@ LAYERS = {
     "steep leaky relu": nn.LeakyReLU(1.8),
     "bent leaky relu": nn.LeakyReLU(-0.4),
     "steep prelu": nn.PReLU(init=-1.6),
+    "rrelu": nn.RReLU(0.1, 0.6).eval(),
+    "steep rrelu": nn.RReLU(1.1, 1.7).eval(),
 }
 
 
@@ -152,6 +154,8 @@ CALLS = {
     "softshrink": lambda x: F.softshrink(x, 0.2),
     "threshold": lambda x: F.threshold(x, 0.1, 0.1),
     "prelu": lambda x: F.prelu(x, SLOPES),
+    "rrelu": lambda x: F.rrelu(x, 0.2, 0.5),
+    "rrelu without settings": F.rrelu,
 }
 
 
@@ -220,8 +224,8 @@ def test_what_only_looks_like_a_gate_is_refused(function) -> None:
         (nn.Threshold(0.2, 0.0), "jumps"),
         (nn.CELU(-1.0), "above 0"),
         (nn.ELU(-0.5), "from 0 on"),
-        (nn.RReLU(), "RReLU"),
-        (nn.GLU(), "GLU"),
+        (nn.RReLU(), "RReLU.*train mode its slopes are random"),
+        (nn.Hardshrink(), "jumps"),
     ],
 )
 def test_what_has_no_rule_is_refused_with_the_reason(layer: nn.Module, message: str) -> None:
