@@ -16,6 +16,7 @@ import certify.rules.arithmetic
 import certify.rules.convex
 import certify.rules.curve
 import certify.rules.extremes
+import certify.rules.gated
 import certify.rules.hinges
 import certify.rules.linear
 import certify.rules.placement
