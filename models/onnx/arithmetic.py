@@ -194,6 +194,25 @@ def leaky_relu(conversion: Conversion) -> Known:
     return conversion.call(F.leaky_relu, conversion.symbol(), float(conversion.attribute("alpha", 0.01)))
 
 
+@operator("ThresholdedRelu")
+def thresholded_relu(conversion: Conversion) -> Known:
+    """z above alpha and 0 elsewhere: the ReLU where alpha is 0, else a jump that certificates refuse."""
+    alpha = float(conversion.attribute("alpha", 1.0))
+    return conversion.call(torch.threshold, conversion.symbol(), alpha, 0.0)
+
+
+@operator("Shrink")
+def shrink(conversion: Conversion) -> Known:
+    """0 within lambd of 0; beyond, z moved by bias = lambd towards 0, or z itself, which jumps."""
+    threshold = float(conversion.attribute("lambd", 0.5))
+    bias = float(conversion.attribute("bias", 0.0))
+    if threshold < 0 or bias not in (0.0, threshold):
+        conversion.refuse(
+            f"is understood with bias 0 or lambd >= 0, not bias {bias:g} and lambd {threshold:g}"
+        )
+    return conversion.call(F.softshrink if bias else F.hardshrink, conversion.symbol(), threshold)
+
+
 @operator("PRelu")
 def prelu(conversion: Conversion) -> Known:
     """z where it is positive, slope z elsewhere, with a slope for each entry that broadcasts."""

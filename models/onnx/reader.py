@@ -17,6 +17,7 @@ from onnx.checker import ValidationError
 from torch import Tensor, fx, nn
 
 import models.onnx.arithmetic
+import models.onnx.einsum
 import models.onnx.layers
 import models.onnx.normalisation
 import models.onnx.pooling

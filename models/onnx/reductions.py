@@ -59,6 +59,17 @@ REDUCTIONS: dict[str, Callable[[Conversion, Symbol, Dims, bool], Symbol]] = {
 }
 
 
+@operator("TopK")
+def largest_entry(conversion: Conversion) -> Known:
+    """The largest or least entry along an axis; nothing may read where it stands, which is left out."""
+    if (count := conversion.option("k", 1)) not in (1, [1]):
+        conversion.refuse(f"is understood for k = 1 alone, not {count}")
+    value = conversion.symbol()
+    dims = (conversion.dimension(value, int(conversion.attribute("axis", -1))),)
+    function = _largest if conversion.attribute("largest", 1) else _least
+    return function(conversion, value, dims, True)
+
+
 @operator(*REDUCTIONS)
 def reduce(conversion: Conversion) -> Known:
     """One of REDUCTIONS over some axes, or all; the samples' axis, of size 1, adds nothing to any."""

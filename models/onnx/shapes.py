@@ -86,9 +86,14 @@ def unsqueeze(conversion: Conversion) -> Known:
 
 @operator("Transpose")
 def transpose(conversion: Conversion) -> Known:
-    """The axes in another order; the samples' one, of size 1, may end up anywhere."""
+    """The axes in another order."""
     value = conversion.symbol()
     order = [int(axis) for axis in conversion.attribute("perm", range(len(value.shape))[::-1])]
+    return permuted(conversion, value, order)
+
+
+def permuted(conversion: Conversion, value: Symbol, order: list[int]) -> Symbol:
+    """The axes in another order; the samples' one, of size 1, may end up anywhere."""
     if value.batched and order[0] == 0:
         return conversion.call(torch.permute, value, tuple(order))
     if value.batched:

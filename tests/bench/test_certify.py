@@ -321,7 +321,7 @@ def test_mistakes_are_one_line_and_exit_code_2(folder: Path, capsys: pytest.Capt
     (folder / "good.csv").write_text("net.onnx,fails.vnnlib,30\n", encoding="utf-8")
     fails, good = ("--vnnlib", folder / "fails.vnnlib"), ("--batch", folder / "good.csv")
     top = File(1, 2)
-    top.add("TopK", "x", top.constant([1]), outputs=2)
+    top.add("TopK", "x", top.constant([2]), outputs=2)
     top.write(folder / "top.onnx")
     soft = File(1, 2)
     soft.add("Softmax", axis=1)

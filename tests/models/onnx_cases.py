@@ -144,10 +144,29 @@ def averaged() -> File:
     return file
 
 
+def largest(*count: object, **attributes: object) -> File:
+    """The first output of TopK."""
+    file = File(*IMAGE)
+    file.add("TopK", "x", *(file.constant(k) for k in count), outputs=2, **attributes)
+    return file
+
+
+def multiplied(matrix: np.ndarray | None = None) -> File:
+    """Einsum of x with its transpose, or of a constant matrix with x."""
+    file = File(1, 4, 6)
+    if matrix is None:
+        turned = file.add("Einsum", "x", equation="bij->bji")
+        file.add("Einsum", "x", turned, equation="bij,bjk->bik")
+    else:
+        file.add("Einsum", file.constant(matrix), "x", equation="oi,bij->boj")
+    return file
+
+
 POOL = {"kernel_shape": [3, 2], "strides": [2, 2], "ceil_mode": 1}
 LARGEST = {"kernel_shape": [3, 3], "strides": [2, 3]}
 KERNEL = RANDOM.standard_normal((2, 3, 3, 2))
 LINE = (1, 2, 9)
+WIDE = RANDOM.standard_normal((6, 3))
 PAIR, CHANNELS = RANDOM.standard_normal((2, 6)), RANDOM.standard_normal((2, 2))
 CASES: dict[str, tuple[File, int, str | None]] = {
     "max last": (one("ReduceMax", axes=[-1], keepdims=0), 13, BOUNDED),
@@ -238,6 +257,29 @@ CASES: dict[str, tuple[File, int, str | None]] = {
     "where": (chosen("Greater", ("x", -1.0)), 13, "gt"),
     "where of shapes": (chosen("LessOrEqual", ("mean", "x")), 13, "le"),
     "a comparison as a number": (counted(), 13, "gt"),
+    "thresholded relu": (one("ThresholdedRelu", alpha=0.0), 13, BOUNDED),
+    "a threshold that jumps": (one("ThresholdedRelu", alpha=0.3), 13, "threshold"),
+    "a threshold of 1": (one("ThresholdedRelu"), 13, "threshold"),
+    "soft shrink": (one("Shrink", bias=0.3, lambd=0.3), 13, BOUNDED),
+    "shrink": (one("Shrink"), 13, "hardshrink"),
+    "shrink to nothing": (one("Shrink", lambd=0.0), 13, "hardshrink"),
+    "largest entries": (largest([1], axis=2), 13, BOUNDED),
+    "largest entries of the last axis": (largest([1]), 13, BOUNDED),
+    "least entries": (largest([1], axis=-3, largest=0), 13, BOUNDED),
+    "largest entries of opset 9": (largest(k=1, axis=3), 9, BOUNDED),
+    "einsum transposed": (one("Einsum", equation="abcd->acdb"), 13, BOUNDED),
+    "einsum with the sample moved": (one("Einsum", equation="a b c d -> c d b a"), 13, BOUNDED),
+    "einsum without samples": (one("Einsum", equation="ij->ji", shape=(3, 4)), 13, BOUNDED),
+    "einsum times a matrix": (one("Einsum", WIDE, equation="bi,ij->bj", shape=(1, 6)), 13, BOUNDED),
+    "einsum times a transposed matrix": (
+        one("Einsum", WIDE.T, equation="bi,ji->bj", shape=(1, 6)), 13, BOUNDED,
+    ),
+    "einsum of a middle axis": (
+        one("Einsum", WIDE, equation="bxiy,io->yxbo", shape=(1, 2, 6, 3)), 13, BOUNDED,
+    ),
+    "einsum of a vector": (one("Einsum", WIDE, equation="i,io->o", shape=(6,)), 13, BOUNDED),
+    "einsum of values": (multiplied(), 13, "matmul"),
+    "a matrix before einsum": (multiplied(RANDOM.standard_normal((2, 4))), 13, BOUNDED),
     "a column of biases": (column_of_biases(), 13, BOUNDED),
     "entries one by one": (single_entries(), 13, BOUNDED),
     "a square by multiplication": (squared(), 13, BOUNDED),

@@ -22,7 +22,7 @@ from models.onnx.runtime import Runtime
 from models.randomness import Randomness
 from models.threat import ThreatModel
 from tests.certify.builders import batch, margins_of, model, smallest_margins
-from tests.models.onnx_cases import BOUNDED, CASES, IMAGE, joined, one, resized, two
+from tests.models.onnx_cases import BOUNDED, CASES, IMAGE, joined, largest, one, resized, two
 
 
 def points(n: int, *shape: int) -> torch.Tensor:
@@ -153,6 +153,13 @@ def test_the_shipped_maxout_network_is_read_and_bounded(tmp_path: Path) -> None:
     assert (least - lower)[others].max() < 10
 
 
+def places() -> onnx.ModelProto:
+    """A file that reads where the largest entries stand."""
+    file = largest([1])
+    file.add("Cast", "topk_0_1", to=1)
+    return file.model()
+
+
 REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
     "cubic": (resized("cubic", scales=[1.0, 1.0, 2.0, 2.0]).model(), "Resize .*'cubic'"),
     "samples resized": (resized("nearest", scales=[2.0, 1.0, 1.0, 1.0]).model(), "Resize .*samples"),
@@ -164,6 +171,23 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
         resized("linear", sizes=[1, 2, 3, 3], antialias=1).model(18),
         "Resize .*antialias",
     ),
+    "a diagonal": (one("Einsum", equation="abcc->abc").model(), "Einsum .*'abcc->abc'"),
+    "a sum": (one("Einsum", equation="abcd->ab").model(), "Einsum .*plain matrix product"),
+    "an implicit einsum": (one("Einsum", equation="abcd").model(), "Einsum .*plain matrix product"),
+    "an ellipsis": (one("Einsum", equation="a...->...a").model(), "Einsum .*plain matrix product"),
+    "samples summed": (
+        one("Einsum", np.ones((1, 3)), equation="abcd,ao->obcd").model(),
+        "Einsum .*samples",
+    ),
+    "an axis kept and summed": (
+        one("Einsum", np.ones((6, 3)), equation="abcd,do->abcd").model(),
+        "Einsum .*plain matrix product",
+    ),
+    "an outer product": (one("Einsum", np.ones(3), equation="abcd,o->abcdo").model(), "Einsum .*plain"),
+    "shrunk by something else": (one("Shrink", bias=0.2).model(), "Shrink .*bias 0.2 and lambd 0.5"),
+    "two largest entries": (largest([2]).model(), r"TopK .*k = 1 alone, not \[2\]"),
+    "where the largest entry stands": (places(), "Cast .*reads 'topk_0_1'"),
+    "the largest sample": (largest([1], axis=0).model(), "TopK .*samples"),
     "an axis that is not there": (one("ReduceMax", axes=[4]).model(), "ReduceMax .*no axis 4"),
     "a word for a number": (one("LeakyRelu", alpha="steep").model(), "LeakyRelu .*malformed"),
     "more than there is": (
