@@ -26,6 +26,7 @@ from models.base import Batch, Classifier, frozen, margin
 from models.declared import as_declared
 from models.eps import parse_eps
 from models.errors import NotApplicable, UserError
+from models.memory import asked, since
 from models.norms import described
 from models.probes import signs
 from models.randomness import Randomness
@@ -37,6 +38,7 @@ PROBE, PERSIST = 400, 5000
 # What random search may gain on gradients, as a share of what these gained: honest networks show up to 2 %.
 GAIN = 0.04
 LABEL_QUERIES = 2000
+MEMORY = "memory"
 # How much one judge may be ahead of another, as a share of the samples, before the other is distrusted.
 AHEAD = 0.05
 BEHIND = 0.1
@@ -57,7 +59,8 @@ class Audit:
 
     naive is what projected gradient descent leaves of the model, attacked what every attack together
     leaves, both as fractions; broken (n,) says which samples fell or were wrong. flags are the names of
-    the rungs that failed. A model is unreliable where some weaker judge still beats the worst case.
+    the rungs that failed. A model is unreliable where some weaker judge still beats the worst case, or where
+    it remembers what it was asked.
     """
 
     name: str
@@ -86,9 +89,11 @@ class Audit:
 
     def verdict(self) -> str:
         """One line: clean, naive and worst accuracy, and whether the last can be believed."""
+        why = "a weaker judge still finds more than the worst case"
+        why = "its answers depend on what was asked before" if MEMORY in self.flags else why
         low, high = wilson(round(self.attacked * self.n), self.n)
         worst = f"{100 * self.attacked:.1f} % [{100 * low:.0f}, {100 * high:.0f}]"
-        doubt = "" if self.reliable else "; UNRELIABLE: a weaker judge still finds more than the worst case"
+        doubt = "" if self.reliable else f"; UNRELIABLE: {why}"
         return (
             f"{self.name} at {described(self.norm, self.eps)}, n = {self.n}: clean {100 * self.clean:.1f} %, "
             f"pgd leaves {100 * self.naive:.1f} %, everything leaves {worst}{doubt}"
@@ -134,10 +139,11 @@ class _Auditor:
         self.started, self.rungs = time.perf_counter(), list[Rung]()
 
     def run(self, sources: tuple[Classifier, ...]) -> Audit:
+        first = asked(self.model, self.batch)
         found = signs(self.model, self.batch, self.threat)
         self.rungs += [Rung(sign.word, False, sign.detail) for sign in found]
         words = {sign.word for sign in found}
-        self.model = as_declared(self.model, words)
+        original, self.model = self.model, as_declared(self.model, words)
         with frozen(self.model), torch.no_grad():
             clean = self.model.logits(self.batch.x).argmax(1) == self.batch.y
         pgd = self._pgd()
@@ -153,7 +159,9 @@ class _Auditor:
         for name, other in weaker.items():
             self._compare(f"{name} beyond gradients", other, pgd | strongest, AHEAD, name, "gradients")
             everything |= other
+        self._remembers(original, first, words)
         reliable = all(float(more.double().mean()) <= AHEAD for more in beaten.values())
+        reliable &= all(rung.passed for rung in self.rungs if rung.name == MEMORY)
         return Audit(
             name=self.model.name,
             norm=self.threat.norm,
@@ -167,6 +175,14 @@ class _Auditor:
             reliable=reliable,
             seconds=time.perf_counter() - self.started,
         )
+
+    def _remembers(self, original: Classifier, first: Tensor, words: set[str]) -> None:
+        """Fails where clean images get other answers than the `first` (k, classes) after all the attacks."""
+        if words & {"random", MEMORY} or original.stochastic:
+            return
+        change = since(original, self.batch, first, together="batch-dependent" in words)
+        said = f"logits of clean images change by {change:.2g} over the attacks"
+        self.rungs.append(Rung(MEMORY, not change, said))
 
     def _pgd(self, eps: float | None = None, steps: int = 20, restarts: int = 2) -> Tensor:
         threat = self.threat if eps is None else replace(self.threat, eps=eps)

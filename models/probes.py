@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.base import Batch, Classifier, frozen, margin
 from models.input_scale import scale_signs
+from models.memory import by_order
 from models.randomness import Randomness
 from models.threat import ThreatModel
 
@@ -30,10 +31,10 @@ class Sign:
 def signs(model: Classifier, batch: Batch, threat: ThreatModel) -> list[Sign]:
     """What is suspicious about `model` on up to 100 of the samples x (n, ...); nothing for an honest one.
 
-    Random or batch-dependent outputs, other ones where gradients are asked for, layers in train mode,
-    probabilities or labels for logits, saturation, jumps next to the samples, inputs on another scale and
-    labels in another order than the network was trained on, and gradients that are absent, zero, NaN or
-    shattered (loss along the gradient is not what the gradient promises).
+    Random or batch-dependent outputs, other ones after other questions or where gradients are asked for,
+    layers in train mode, probabilities or labels for logits, saturation, jumps next to the samples, inputs
+    on another scale and labels in another order than the network was trained on, and gradients that are
+    absent, zero, NaN or shattered (loss along the gradient is not what the gradient promises).
     Source: Athalye, Carlini, Wagner 2018, 1802.00420, section 3.1; Carlini et al. 2019, 1902.06705.
     """
     whole, batch = batch[: 2 * SAMPLES], batch[:SAMPLES]
@@ -51,6 +52,7 @@ def signs(model: Classifier, batch: Batch, threat: ThreatModel) -> list[Sign]:
             if not any(sign.word in ("random", "batch-dependent") for sign in found):
                 found += _jumps(model, batch, logits, threat)
             if not any(sign.word == "random" for sign in found):
+                found += _remembered(model, batch, threat)
                 found += [Sign("scaling", said) for said in scale_signs(model, whole)]
                 found += _order(model, whole)
             if not any(sign.word in ("random", "batch-dependent") for sign in found):
@@ -69,6 +71,13 @@ def _repeated(model: Classifier, batch: Batch, logits: Tensor) -> Iterator[Sign]
     change = float((alone - logits[: len(alone)]).abs().max())
     if change > 1e-3 * unit:
         yield Sign("batch-dependent", f"logits of an image change by {change:.2g} with the batch it is in")
+
+
+def _remembered(model: Classifier, batch: Batch, threat: ThreatModel) -> Iterator[Sign]:
+    change = 0.0 if model.stochastic else by_order(model, batch, threat)
+    if change:
+        said = f"logits change by {change:.2g} with what was asked before"
+        yield Sign("memory", f"{said}: reset the model before each image")
 
 
 def _shape_of(logits: Tensor) -> Iterator[Sign]:

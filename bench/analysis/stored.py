@@ -158,7 +158,8 @@ class Rung(Plain):
 class Audited(Plain):
     """An audit of one model on n images: clean, under pgd alone (naive), under everything (attacked).
 
-    reliable: no weaker judge beat the worst case. seconds: what it took.
+    reliable: no weaker judge beat the worst case, and no answer depended on earlier ones. seconds: what it
+    took.
     """
 
     kind: Literal["audit"] = "audit"

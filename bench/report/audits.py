@@ -55,7 +55,11 @@ def audit_flags(subject: Subject, norm: str, eps: float) -> list[Flag]:
             said = f"{len(result.failed)} of {len(result.rungs)} rungs of the audit failed ({names})"
             found.append(Flag("audit", said))
         else:
-            said = f"unreliable: in the audit a weaker judge still beats the worst case ({names})"
+            remembers = any(rung.name == "memory" for rung in result.failed)
+            why = (
+                "answers depend on earlier ones" if remembers else "a weaker judge still beats the worst case"
+            )
+            said = f"unreliable: in the audit {why} ({names})"
             found.append(Flag("unreliable", said, fatal=True))
     return found
 

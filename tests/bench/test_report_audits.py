@@ -95,6 +95,11 @@ def test_an_unreliable_row_is_unranked_with_the_reason(tmp_path: Path) -> None:
     assert all((row["model"], row["defense"]) != ("lenet", "none") for row in numbers(site / BOARD, TABLE))
 
 
+def test_a_model_that_remembers_is_unranked_for_that(tmp_path: Path) -> None:
+    (below,) = numbers(site_of(tmp_path, audited("lenet", "memory", reliable=False)) / BOARD, BELOW)
+    assert below["reason"].startswith("unreliable: in the audit answers depend on earlier ones (memory)")
+
+
 def test_failed_rungs_of_a_reliable_row_are_a_flag(tmp_path: Path) -> None:
     site = site_of(tmp_path, audited("lenet", "few steps beyond many"))
     flags = {(row["model"], row["defense"]): row["flags"] for row in numbers(site / BOARD, TABLE)}

@@ -19,8 +19,9 @@ from models.threat import ThreatModel
 from tests.liars.zoo import HONEST, Between, classifier, liars, panel
 
 EPS = 0.15
-# Some 5 samples must tell two attacks on the winners apart; the rest is seen on fewer.
-SAMPLES = {"k-winners-take-all": 40}
+# Some 5 samples must tell two attacks on the winners apart; the rest is seen on fewer, and what keeps all
+# questions on few.
+SAMPLES = {"k-winners-take-all": 40, "cached answers": 5}
 N = 20
 LIARS = liars()
 # What gives each away before any attack is run; the others are caught by comparing attacks.
@@ -42,6 +43,8 @@ SIGNS = {
     "two faces": "two faces",
     "rounded log-probabilities": "zero gradient",
     "whole numbers": "no gradient",
+    "cached answers": "memory",
+    "a guard": "memory",
     "ranks": "no gradient",
 }
 # Liars whose decisions are those of the honest network, so that its broken samples are theirs.
@@ -128,6 +131,24 @@ def test_no_long_random_search_beats_the_worst_case_by_a_sample(name: str) -> No
     model, batch = classifier(LIARS[name](), name), panel(SAMPLES.get(name, N))
     searched = Square(queries=3000).run(model, batch, ThreatModel("linf", EPS), Randomness(1)).success
     assert int((searched.numpy() & ~audited(name).broken).sum()) <= 1
+
+
+@pytest.mark.parametrize("name", ["cached answers", "a guard", "a patient guard"])
+def test_what_remembers_its_questions_cannot_be_believed(name: str) -> None:
+    """A guard that waits for the attacks shows nothing before them, and other answers after them."""
+    batch = panel(4)
+    before = {sign.word for sign in signs(classifier(LIARS[name](), name), batch, ThreatModel("linf", EPS))}
+    assert ("memory" in before) == (name != "a patient guard")
+    result = audit(classifier(LIARS[name](), name), batch.x, batch.y, eps=EPS)
+    assert result.flags.count("memory") == 1
+    assert not result.reliable
+    assert "UNRELIABLE: its answers depend on what was asked before" in result.verdict()
+
+
+@pytest.mark.parametrize("name", ["random logits", "test-time dropout", "batch-dependent output", "look-up"])
+def test_other_liars_remember_nothing(name: str) -> None:
+    batch = panel(4)
+    assert "memory" not in audit(classifier(LIARS[name](), name), batch.x, batch.y, eps=EPS).flags
 
 
 def test_the_verdict_says_what_was_measured() -> None:
