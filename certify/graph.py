@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ import certify.rules.shape
 import certify.rules.sigmoidal
 import certify.rules.turning
 import certify.rules.upsampling  # noqa: F401
+from certify.endings import without_log_softmax
 from certify.gates import with_gates_named
 from certify.rules.extremes import finds_places
 from certify.rules.operation import Affine, Operation
@@ -53,13 +54,15 @@ class Graph:
     """A network as a list of nodes in evaluation order; the last is the logits.
 
     `tail` are the affine nodes from which only affine ones lead to the logits, so that margins
-    may be folded into them. Operations read the network's own tensors: a graph stays valid while
+    may be folded into them. Where it is `shifted` the network takes one more number from all logits of a
+    sample, which keeps their margins. Operations read the network's own tensors: a graph stays valid while
     the network is trained.
     """
 
     nodes: tuple[Node, ...]
     tail: frozenset[int]
     _shapes: dict[torch.Size, list[torch.Size]] = field(default_factory=dict, compare=False)
+    shifted: bool = False
 
     def values(self, x: Tensor) -> list[Tensor]:
         """Every node's value on inputs x (n, ...)."""
@@ -95,11 +98,12 @@ class _Tracer(fx.Tracer):
         return parametrize.is_parametrized(m) or type(m).__module__.startswith("torch.nn.")
 
 
-def trace(network: nn.Module) -> Graph:
+def trace(network: nn.Module, *, margins: bool = False) -> Graph:
     """The operations of `network`, any nn.Module from inputs (n, ...) to logits (n, classes).
 
-    The graph refers to the network's tensors; nothing of the network changes. Raises UserError,
-    naming the operation, where one is not understood or the program's flow depends on the data.
+    For who asks for `margins` alone, a log-softmax over the classes is left out at the end. The graph
+    refers to the network's tensors; nothing of the network changes. Raises UserError, naming the
+    operation, where one is not understood or the program's flow depends on the data.
     """
     while isinstance(network, Classifier):
         network = network.network
@@ -109,7 +113,8 @@ def trace(network: nn.Module) -> Graph:
         traced = _traced(root, type(network).__name__)
         if not torch.equal(random_state, torch.get_rng_state()):
             raise NotApplicable(f"'{type(network).__name__}' draws random numbers: no proof applies to it")
-        return _Builder(root, set(vars(root)) - attributes).build(traced)
+        shifted = margins and without_log_softmax(traced, root)
+        return replace(_Builder(root, set(vars(root)) - attributes).build(traced), shifted=shifted)
     finally:
         torch.set_rng_state(random_state)
         for name in set(vars(root)) - attributes:
