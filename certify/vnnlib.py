@@ -1,8 +1,8 @@
 """Reads and writes VNN-LIB 1.0: which outputs are unsafe for which inputs.
 
 Inputs X_i and outputs Y_j are declared as constants; assertions join linear inequalities by `and`
-and `or`. A strict inequality is proved as the closed one, whose boundary counts as unsafe; a
-counterexample has to satisfy it as it is.
+and `or`. A strict inequality is proved as the closed one, whose boundary counts as unsafe, since a bound
+of 0 in floating point may be one below 0: a tie stays unknown. A counterexample has to satisfy it as it is.
 Source: Demarchi, Guidotti, Pulina, Tacchella 2023, "Supporting standardization of neural networks
 verification with VNN-LIB and CoCoNet".
 """
