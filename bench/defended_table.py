@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
 from bench.catalog import Catalog
 from bench.naming import trained_name
-from bench.outcomes import broken_at, verdicts
+from bench.outcomes import broken_at, certified_at, verdicts
 from bench.stats import wilson
 from bench.tables import Table, threats
 from models.norms import described
+
+# What labels of attacks begin with that look at other networks only.
+HANDED = ("transfer(", "ensemble-transfer(")
 
 
 def defended(outcomes: pd.DataFrame, catalog: Catalog) -> list[Table]:
@@ -20,7 +25,8 @@ def defended(outcomes: pd.DataFrame, catalog: Catalog) -> list[Table]:
     weights without it, by the white-box attacks of the same run and by transfer's own; for one that trains,
     on the same architecture without any, by transfer's own, where that is a source of the run. adaptive: the
     worst case over all attacks, those examples among them. Both on the samples that the naive ones were asked
-    about, so that adaptive <= naive <= clean. undefended: what they were made on under all attacks, where the
+    about and that some attack or proof looked at which knows the defence, so that adaptive <= naive <= clean;
+    adaptive is NaN where nothing did. undefended: what they were made on under all attacks, where the
     run has it: a defence that is not above it does nothing.
     """
     handed = outcomes[outcomes["judge"].str.startswith("transfer(") & outcomes["eps"].notna()]
@@ -33,11 +39,10 @@ def defended(outcomes: pd.DataFrame, catalog: Catalog) -> list[Table]:
             bare = without_defense(str(model), str(name), catalog)
             naive = group[group["judge"].str.contains(f"source={bare})", regex=False)]
             if bare != name and len(naive):
-                adaptive = worst[(worst["defended"] == name) & worst["index"].isin(naive["index"])]
-                alone = worst[(worst["defended"] == bare) & worst["index"].isin(naive["index"])]
-                without = 1 - alone["attacked"].mean() if len(alone) == len(adaptive) else np.nan
-                row = scored_twice(naive, adaptive, eps) | {"undefended": without}
-                rows.append({"model": model, "defense": defense, **row})
+                row = scored_twice(naive, outcomes[outcomes["defended"] == name], norm, eps)
+                alone = worst[(worst["defended"] == bare) & worst["index"].isin(row.pop("samples"))]
+                without = 1 - alone["attacked"].mean() if len(alone) == row["n"] else np.nan
+                rows.append({"model": model, "defense": defense, **row, "undefended": without})
         if rows:
             tables.append(_table(norm, eps, rows))
     return tables
@@ -49,22 +54,39 @@ def without_defense(model: str, name: str, catalog: Catalog) -> str:
     return model if trained == name else trained
 
 
-def scored_twice(naive: pd.DataFrame, adaptive: pd.DataFrame, eps: float) -> dict[str, object]:
-    """n, clean, naive and adaptive accuracy with their intervals, and the illusion between the two.
+def scored_twice(naive: pd.DataFrame, own: pd.DataFrame, norm: str, eps: float) -> dict[str, Any]:
+    """n, clean, naive and adaptive accuracy with their intervals, the illusion between the two, the samples.
 
-    naive: outcomes of the examples handed over; adaptive: verdicts of all attacks on the same samples.
+    naive: outcomes of the examples handed over; own: all outcomes of the model that they were handed to.
     """
-    n = naive["index"].nunique()
+    seen = naive["index"].isin(looked_at(own, norm, eps))
+    known = bool(seen.any())
+    naive = naive[seen] if known else naive
+    samples = set(naive["index"])
+    worst = verdicts(own[own["index"].isin(samples)], norm, eps)
     held = {
         "clean": int(naive.groupby("index")["clean"].all().sum()),
         "naive": int((naive["clean"] & ~broken_at(naive, eps)).groupby(naive["index"]).all().sum()),
-        "adaptive": int((~adaptive["attacked"]).sum()),
+        "adaptive": int((~worst["attacked"]).sum()) if known else np.nan,
     }
-    row: dict[str, object] = {"n": n}
+    n = len(samples)
+    row: dict[str, Any] = {"n": n, "samples": samples}
     for column, count in held.items():
-        low, high = wilson(count, n)
+        low, high = (np.nan, np.nan) if np.isnan(count) else wilson(int(count), n)
         row |= {column: count / n, f"{column}_low": low, f"{column}_high": high}
     return row | {"illusion": (held["naive"] - held["adaptive"]) / n}
+
+
+def looked_at(own: pd.DataFrame, norm: str, eps: float) -> set[int]:
+    """The samples whose verdict at (norm, eps) somebody sought on the model itself, not on another one.
+
+    That is an attack at this radius, or for the smallest one, that was not handed its examples, or a proof.
+    """
+    mine = own[own["norm"] == norm]
+    attacks = (mine["kind"] == "attack") & ~mine["judge"].str.startswith(HANDED)
+    attacks &= mine["eps"].isna() | (mine["eps"] == eps)
+    settled = certified_at(mine, eps) | ((mine["kind"] == "certificate") & broken_at(mine, eps))
+    return set(mine.loc[attacks | settled, "index"])
 
 
 def _table(norm: str, eps: float, rows: list[dict[str, object]]) -> Table:
@@ -74,8 +96,9 @@ def _table(norm: str, eps: float, rows: list[dict[str, object]]) -> Table:
     columns = ("clean", "naive", "adaptive")
     caption = (
         f"Defences at {described(norm, eps)}: accuracy where the attack does not know the defence (made on"
-        " the same network without it), and under all attacks on the whole, which rank; the illusion is the"
-        " difference, undefended the network without it under all attacks (Wilson 95 % intervals)"
+        " the same network without it), and under all attacks on the whole, which rank, both on the n images"
+        " that a judge looked at which knows the defence; the illusion is the difference, undefended the"
+        " network without it under all attacks (Wilson 95 % intervals)"
     )
     ends = {name: (f"{name}_low", f"{name}_high") for name in columns}
     return Table(f"defended-{norm}-{eps:g}", caption, frame, (*columns, "illusion", "undefended"), ends)

@@ -106,6 +106,8 @@ def _row(board: Board, row: Row) -> list[Cell]:
 
 
 def _noted(row: Row, name: str, judge: str) -> str:
+    if np.isnan(row[name]):
+        return judge
     return " ".join(filter(None, (interval(row[f"{name}_low"], row[f"{name}_high"]), judge)))
 
 
@@ -118,6 +120,8 @@ def _illusion(row: Row) -> str:
     """By how many points the naive number flatters."""
     if np.isnan(row["naive"]):
         return ""
+    if np.isnan(row["adaptive"]):
+        return f"{_noted(row, 'naive', '')} no attack knew the defence"
     return f"{_noted(row, 'naive', '')} {100 * (row['naive'] - row['adaptive']):+.1f} points"
 
 

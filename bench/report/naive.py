@@ -26,7 +26,7 @@ def scores(subject: Subject, norm: str, eps: float) -> dict[str, Any]:
     """naive and adaptive accuracy at a threat, with their intervals; empty where nothing naive was run.
 
     naive: on examples made without knowing the defence and handed over. adaptive: under all attacks, on the
-    same samples, so that adaptive <= naive <= clean.
+    same samples, so that adaptive <= naive <= clean; NaN where no attack or proof knew the defence.
     """
     cells = [r.cell for r in subject.within(norm, eps) if r.header.status == "done" and knows_nothing(r.cell)]
     names = {cell.judge.label for cell in cells if cell.threat.eps == eps}
@@ -34,5 +34,4 @@ def scores(subject: Subject, norm: str, eps: float) -> dict[str, Any]:
     if not names:
         return {}
     mine = outcomes[(outcomes["norm"] == norm) & (outcomes["eps"] == eps) & outcomes["judge"].isin(names)]
-    worst = subject.samples(norm, eps)
-    return scored_twice(mine, worst[worst["index"].isin(mine["index"])], eps)
+    return scored_twice(mine, outcomes, norm, eps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ from models.cost import Cost
 from models.data import load_data
 from models.randomness import Randomness
 from models.threat import ThreatModel
-from tests.bench.builders import attacked, catalog, cell, outcomes
+from tests.bench.builders import attacked, catalog, cell, outcomes, proved
 
 
 def with_fronts() -> Catalog:
@@ -85,6 +87,7 @@ def test_only_the_networks_own_weights_count_as_naive() -> None:
         handed("hull+squeeze", "dense", [0.1, 0.1]),
         handed("hull+squeeze", "dense+hull+blur", [0.1, 0.1]),
         handed("hull+squeeze", "dense+hull", [None, 0.1]),
+        attacked(cell("step", defense="hull+squeeze", model="dense"), [None, None]),
     ]
     (table,) = defended(outcomes(*records), with_fronts())
     (row,) = table.frame.to_dict("records")
@@ -112,6 +115,50 @@ def test_adaptive_is_judged_on_the_samples_of_the_naive_score() -> None:
     ]
     (table,) = defended(outcomes(*records), with_fronts())
     assert table.frame["adaptive"].tolist() == [1.0]
+
+
+def test_without_an_attack_that_knows_the_defence_there_is_no_adaptive_score() -> None:
+    """Whoever hands out no gradient is left to examples made elsewhere, which know nothing of it."""
+    records = [
+        handed("squeeze", "dense", [None, 0.1, None, None]),
+        handed("squeeze", "pooled", [0.1, None, None, None]),
+        handed("blur", "dense", [None, None, None, None]),
+        attacked(cell("step", defense="blur", model="dense"), [0.1, None, None, None]),
+        proved(cell("boxes", kind="certificate", defense="squeeze", model="dense"), [False] * 4),
+    ]
+    (table,) = defended(outcomes(*records), with_fronts())
+    known, unknown = table.frame.to_dict("records")
+    assert (known["defense"], known["adaptive"], known["illusion"]) == ("blur", 0.75, 0.25)
+    assert (unknown["defense"], unknown["n"], unknown["naive"]) == ("squeeze", 4, 0.75)
+    for name in ("adaptive", "adaptive_low", "adaptive_high", "illusion", "undefended"):
+        assert math.isnan(unknown[name]), name
+
+
+def test_both_scores_are_of_the_samples_that_an_attack_looked_at() -> None:
+    """An attack that knows the defence and got fewer images than the examples handed over."""
+    records = [
+        handed("squeeze", "dense", [0.1, None, None, None, None, None]),
+        attacked(cell("step", defense="squeeze", model="dense"), [None, 0.1]),
+        attacked(cell("step", defense="squeeze", model="dense", eps=0.05), [None] * 6),
+        attacked(cell("step", model="dense"), [0.1, 0.1, None, None, None, None]),
+    ]
+    table = next(one for one in defended(outcomes(*records), with_fronts()) if one.name.endswith("0.1"))
+    (row,) = table.frame.to_dict("records")
+    assert [row[name] for name in ("n", "clean", "naive", "adaptive", "undefended")] == [2, 1, 0.5, 0, 0]
+
+
+def test_a_proof_or_a_minimal_attack_has_looked_as_well() -> None:
+    records = [
+        handed("squeeze", "dense", [None, None, None, None]),
+        attacked(cell("nearest", eps=None, defense="squeeze", model="dense"), [0.05, 0.2]),
+        proved(
+            cell("boxes", kind="certificate", eps=0.2, defense="squeeze", model="dense"),
+            [False, True, True, False],
+        ),
+    ]
+    (table,) = defended(outcomes(*records), with_fronts())
+    (row,) = table.frame.to_dict("records")
+    assert (row["n"], row["naive"], row["adaptive"]) == (3, 1.0, pytest.approx(2 / 3))
 
 
 def test_models_without_a_defence_have_no_such_table() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,18 @@ def test_only_examples_from_the_network_without_the_defence_are_naive() -> None:
     assert not knows_nothing(of)
     own = {"chosen": {"source": "lenet+adversarial-pgd"}, "weights": f"{both}<{'f' * 16}"}
     assert knows_nothing(cell("transfer", defense="adversarial-pgd+jpeg", **own))
+
+
+def test_without_an_attack_that_knows_the_defence_the_page_has_no_adaptive_score(tmp_path: Path) -> None:
+    weights = f"{W}+jpeg{{}}<{W}"
+    save(
+        tmp_path / "run",
+        transferred("jpeg", "lenet", weights, [None, 0.1, None, None]),
+        attacked(cell("pgd"), [0.1, None, None, None]),
+    )
+    build(Report.of(tmp_path / "run"), tmp_path / "site")
+    row = rows(tmp_path / "site")["jpeg"]
+    assert (float(row["naive"]), row["adaptive"]) == (0.75, "")
+    text = parsed(tmp_path / "site" / BOARD).text
+    assert "no attack knew the defence" in text
+    assert not re.search(r"\bnan\b", text)
