@@ -59,11 +59,11 @@ def plan_of(request: Request) -> tuple[Plan, str]:
     """The cells that the request asks for, and the matrix' name."""
     spec = read_matrix(request.matrix).limited(request.limit)
     changes: dict[str, object] = {}
-    if request.data is not None:
-        changes["data"] = request.data
-        if is_own(request.data):
-            # Nothing is known to transfer to images of another kind.
-            changes |= {"data": with_hash(request.data), "sources": ()}
+    data = spec.data if request.data is None else request.data
+    changes["data"] = with_hash(data) if is_own(data) else data
+    if request.data is not None and is_own(data):
+        # Nothing is known to transfer to images of another kind.
+        changes["sources"] = ()
     if request.seed is not None:
         changes["seed"] = request.seed
     spec = spec.model_copy(update=changes)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pandas import read_csv
 from torch import nn
 
 import bench.cli
@@ -180,3 +181,29 @@ def test_run_keeps_records_until_weights_or_images_change(folder: Path) -> None:
     arrays["images"] = arrays["images"] * 0.99
     np.savez(folder / "images.npz", **arrays)
     assert again() == (first, 3 * records)
+
+
+def test_the_images_of_a_matrix_of_ones_own_are_followed_by_content(folder: Path) -> None:
+    """A data set that the matrix names, and not the command line, is other data once its file is another."""
+    (folder / "my.toml").write_text(
+        f"""
+models = ["file:{folder}/net.py:make"]
+data = "npz:{folder}/images.npz"
+attacks = ["fgsm"]
+certificates = []
+sources = []
+threats = [{{ norm = "linf", eps = 0.01 }}]
+images = {{ cheap = 40, medium = 0, expensive = 0, extreme = 0 }}
+""",
+        encoding="utf-8",
+    )
+
+    def clean() -> float:
+        shown = command("run", "--matrix", folder / "my.toml", "--workers", "1", "--out", folder / "out")
+        assert shown.returncode == 0, shown.stderr
+        return float(read_csv(folder / "out" / "leaderboards" / "linf-0.01.csv")["clean"].iloc[0])
+
+    assert clean() == 1.0
+    arrays = dict(np.load(folder / "images.npz"))
+    np.savez(folder / "images.npz", images=arrays["images"], labels=(arrays["labels"] + 1) % 3)
+    assert clean() == 0.0
