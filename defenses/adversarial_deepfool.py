@@ -45,11 +45,10 @@ class AdversarialDeepFool(Defense):
     epochs: int = 20
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_share(self.name, alpha=self.alpha, clean_part=self.clean_part)
-        if self.overshoot < 0:
-            raise UserError(f"{self.name} needs overshoot >= 0, not {self.overshoot:g}")
-        if self.classes < 2 or self.steps < 1:
-            raise UserError(f"{self.name} needs at least 2 classes and 1 step")
+        if self.classes < 2:
+            raise UserError(f"{self.name} needs at least 2 classes, not {self.classes}")
 
     def loss(self, network: nn.Module, batch: Batch, progress: float, randomness: Randomness) -> Tensor:
         clean = functional.cross_entropy(network(batch.x), batch.y)

@@ -39,6 +39,7 @@ class AdversarialPGD(Defense):
     averaged: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_radius(self.name, self.eps)
         check_share(self.name, ramp=self.ramp)
 

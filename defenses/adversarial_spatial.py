@@ -39,6 +39,7 @@ class AdversarialSpatial(Defense):
     epochs: int = 20
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_share(self.name, translation=self.translation)
         if self.draws < 1:
             raise UserError(f"{self.name} needs at least one draw, not {self.draws}")

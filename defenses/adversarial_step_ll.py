@@ -33,6 +33,7 @@ class AdversarialStepLL(Defense):
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_radius(self.name, self.eps)
         check_share(self.name, alpha=self.alpha)
 

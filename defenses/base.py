@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from defenses.parameters import check_parameters
 from models.architecture import Architecture
 from models.base import Batch
 from models.errors import UserError
@@ -27,6 +28,10 @@ class Defense(ABC):
 
     name: ClassVar[str]
     paper: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """A subclass that checks more calls this first. Raises UserError for what is no number here."""
+        check_parameters(self)
 
     @abstractmethod
     def loss(self, network: nn.Module, batch: Batch, progress: float, randomness: Randomness) -> Tensor:
@@ -74,6 +79,14 @@ def check_radius(name: str, eps: float) -> None:
     """Raises UserError for a radius at which training reaches beyond the unit box, or a negative one."""
     if not 0 <= eps <= 1:
         raise UserError(f"{name} cannot train at radius {eps:g}: images lie in [0, 1], give eps within it")
+
+
+def random_layer(architecture: Architecture) -> str | None:
+    """Why no bound can be taken of `architecture` while it is trained, or None: dropout is random then."""
+    modules = architecture.build().modules()
+    if any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p for module in modules):
+        return "its dropout is random while it is trained, and no bound holds of what is random"
+    return None
 
 
 def check_share(name: str, **shares: float) -> None:

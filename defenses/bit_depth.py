@@ -38,6 +38,7 @@ class BitDepth(InputDefense):
     bits: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.bits <= 8:
             raise UserError(f"bit-depth needs bits between 1 and 8, not {self.bits}")
 

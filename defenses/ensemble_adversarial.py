@@ -42,6 +42,7 @@ class EnsembleAdversarial(Defense):
     epochs: int = 20
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_radius(self.name, self.eps)
         check_share(self.name, alpha=self.alpha)
         if len(read_names(self.sources)) < 2:

@@ -10,7 +10,6 @@ from torch.nn import functional
 from defenses.base import Defense, register_defense
 from models.architecture import Architecture
 from models.base import Batch
-from models.errors import UserError
 from models.randomness import Randomness
 from models.recipe import Recipe
 
@@ -29,10 +28,6 @@ class GaussianNoise(Defense):
 
     sigma: float = 0.5
     epochs: int = 20
-
-    def __post_init__(self) -> None:
-        if self.sigma < 0:
-            raise UserError(f"gaussian-noise needs sigma >= 0, not {self.sigma:g}")
 
     def loss(self, network: nn.Module, batch: Batch, progress: float, randomness: Randomness) -> Tensor:
         noise = randomness.child("noise").normal(batch.index, batch.x.shape[1:]).to(batch.x)

@@ -11,7 +11,6 @@ from torch.nn import functional
 from defenses.base import Defense, register_defense
 from models.architecture import Architecture
 from models.base import Batch
-from models.errors import UserError
 from models.randomness import Randomness
 from models.recipe import Recipe
 
@@ -29,10 +28,6 @@ class GradientPenalty(Defense):
 
     beta: float = 10.0
     epochs: int = 15
-
-    def __post_init__(self) -> None:
-        if self.beta < 0:
-            raise UserError(f"gradient-penalty needs beta >= 0, not {self.beta:g}")
 
     def loss(self, network: nn.Module, batch: Batch, progress: float, randomness: Randomness) -> Tensor:
         x = batch.x.detach().requires_grad_(True)

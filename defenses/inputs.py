@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from defenses.parameters import check_parameters
 from models.architecture import Architecture
 from models.base import Classifier
 from models.registry import Registry
@@ -26,6 +27,10 @@ class InputDefense(ABC):
     name: ClassVar[str]
     paper: ClassVar[str]
     stochastic: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """A subclass that checks more calls this first. Raises UserError for what is no number here."""
+        check_parameters(self)
 
     def front(self, architecture: Architecture) -> nn.Module:
         """Maps images (n, c, h, w) in [0, 1] to images that the network sees, of the same shape and range."""

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from certify.graph import trace
 from certify.ibp import interval_margins
-from defenses.base import Defense, check_radius, check_share, register_defense
+from defenses.base import Defense, check_radius, check_share, random_layer, register_defense
 from defenses.normalisation import add_normalisation, clean_statistics, fold_normalisation
 from models.architecture import Architecture
 from models.base import Batch
@@ -50,6 +50,7 @@ class IntervalTraining(Defense):
     single_precision: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_radius(self.name, self.eps * self.overshoot)
         check_share(self.name, clean_weight=self.clean_weight, warm=self.warm, ramp=self.ramp)
         check_share(self.name, exponent=self.exponent)
@@ -88,9 +89,9 @@ class IntervalTraining(Defense):
 
     def refuses(self, architecture: Architecture) -> str | None:
         has = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in architecture.build().modules())
-        return (
-            "it has batch normalisation of its own: leave batch_norm out" if self.batch_norm and has else None
-        )
+        if self.batch_norm and has:
+            return "it has batch normalisation of its own: leave batch_norm out"
+        return random_layer(architecture)
 
     def recipe(self, architecture: Architecture) -> Recipe:
         return Recipe(

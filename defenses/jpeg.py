@@ -53,6 +53,7 @@ class JPEG(InputDefense):
     quality: int = 75
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.quality <= 95:
             raise UserError(f"jpeg needs a quality between 1 and 95, not {self.quality}")
 

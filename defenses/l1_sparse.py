@@ -33,6 +33,7 @@ class L1Sparse(Defense):
     epochs: int = 20
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.gamma > 0:
             raise UserError(f"l1-sparse needs gamma > 0, not {self.gamma:g}")
 

@@ -41,6 +41,7 @@ class Median(InputDefense):
     size: int = 3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.size < 3 or self.size % 2 == 0:
             raise UserError(f"median needs an odd size of at least 3, not {self.size}")
 

@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from defenses.base import Defense, register_defense
 from models.base import Batch
-from models.errors import UserError
 from models.randomness import Randomness
 
 
@@ -28,10 +27,6 @@ class Mixup(Defense):
     paper = "Zhang, Cisse, Dauphin, Lopez-Paz 2018, 1710.09412"
 
     alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.alpha < 0:
-            raise UserError(f"mixup needs alpha >= 0, not {self.alpha:g}")
 
     def loss(self, network: nn.Module, batch: Batch, progress: float, randomness: Randomness) -> Tensor:
         generator = randomness.child("mixup", int(batch.index[0])).generator()

@@ -16,7 +16,6 @@ from defenses.adversarial_deepfool import deepfooled
 from defenses.base import Defense, check_radius, register_defense
 from models.architecture import Architecture
 from models.base import Batch, frozen
-from models.errors import UserError
 from models.poses import Poses
 from models.randomness import Randomness
 from models.recipe import Recipe
@@ -51,9 +50,8 @@ class NoiseBlind(Defense):
     epochs: int = 20
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_radius(self.name, self.eps)
-        if self.weight < 0:
-            raise UserError(f"{self.name} needs weight >= 0, not {self.weight:g}")
 
     def loss(self, network: nn.Module, batch: Batch, progress: float, randomness: Randomness) -> Tensor:
         x, kinds = perturbed(network, batch, self.eps, randomness)

@@ -43,6 +43,7 @@ class PCA(InputDefense):
     components: int = 25
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.components <= MOST:
             raise UserError(f"pca needs between 1 and {MOST} components, not {self.components}")
 

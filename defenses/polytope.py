@@ -10,7 +10,8 @@ from torch.nn import functional
 from certify.backward import margins, relax
 from certify.graph import trace
 from certify.ibp import interval_margins
-from defenses.base import Defense, check_radius, check_share, register_defense
+from defenses.base import Defense, check_radius, check_share, random_layer, register_defense
+from defenses.normalisation import clean_statistics
 from models.architecture import Architecture
 from models.base import Batch
 from models.randomness import Randomness
@@ -39,18 +40,20 @@ class PolytopeTraining(Defense):
     ramp: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_radius(self.name, self.eps * self.overshoot)
         check_share(self.name, clean_weight=self.clean_weight, warm=self.warm, ramp=self.ramp)
 
     def loss(self, network: nn.Module, batch: Batch, progress: float, randomness: Randomness) -> Tensor:
-        clean = functional.cross_entropy(network(batch.x), batch.y)
         rise = min(1.0, progress / self.ramp) if self.ramp else 1.0
         threat = ThreatModel("linf", self.eps * self.overshoot * rise)
-        graph = trace(network)
-        if progress < self.warm:
-            lower = interval_margins(graph, batch.x, batch.y, threat)
-        else:
-            lower = margins(relax(graph, batch.x, threat), batch.y)
+        with clean_statistics(network, batch.x) as logits:
+            graph = trace(network)
+            if progress < self.warm:
+                lower = interval_margins(graph, batch.x, batch.y, threat)
+            else:
+                lower = margins(relax(graph, batch.x, threat), batch.y)
+        clean = functional.cross_entropy(network(batch.x) if logits is None else logits, batch.y)
         weight = 1 - (1 - self.clean_weight) * rise
         return weight * clean + (1 - weight) * functional.cross_entropy(-lower, batch.y)
 
@@ -60,4 +63,4 @@ class PolytopeTraining(Defense):
     def refuses(self, architecture: Architecture) -> str | None:
         if any(isinstance(module, nn.MaxPool2d) for module in architecture.build().modules()):
             return "max pooling has no triangle relaxation in Wong & Kolter's dual"
-        return None
+        return random_layer(architecture)

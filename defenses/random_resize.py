@@ -89,6 +89,7 @@ class RandomResize(InputDefense):
     smallest: float = 0.85
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.smallest <= 1:
             raise UserError(f"random-resize needs smallest between 0 and 1, not {self.smallest:g}")
 

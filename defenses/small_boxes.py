@@ -13,7 +13,6 @@ from defenses.base import check_share, register_defense
 from defenses.interval import IntervalTraining, linear_rise
 from defenses.normalisation import clean_statistics
 from models.base import Batch, frozen
-from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import ThreatModel
 
@@ -40,8 +39,6 @@ class SmallBoxes(IntervalTraining):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share(self.name, share=self.share)
-        if self.steps < 1:
-            raise UserError(f"small-boxes needs steps >= 1, not {self.steps}")
 
     def loss(self, network: nn.Module, batch: Batch, progress: float, randomness: Randomness) -> Tensor:
         rise = linear_rise(progress, self.warm, self.ramp)

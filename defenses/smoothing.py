@@ -31,6 +31,7 @@ class VoteOverNoise(InputDefense):
     votes: int = 100
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.sigma > 0:
             raise UserError(f"smoothing needs a positive sigma, not {self.sigma:g}")
         if self.votes < 1:

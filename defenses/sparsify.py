@@ -116,6 +116,7 @@ class Sparsify(InputDefense):
     basis: str = "db5"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.keep <= 1:
             raise UserError(f"sparsify needs keep between 0 and 1, not {self.keep:g}")
         orthogonal = self.basis in pywt.wavelist(kind="discrete") and pywt.Wavelet(self.basis).orthogonal

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from certify.graph import trace
 from certify.rules.linear import Conv2d, Linear
-from defenses.base import Defense, register_defense
+from defenses.base import Defense, random_layer, register_defense
 from models.architecture import Architecture
 from models.base import Batch
 from models.errors import NotApplicable, UserError
@@ -48,6 +48,7 @@ class Spectral(Defense):
     epochs: int = 20
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key, value in (("bound", self.bound), ("scale", self.scale)):
             if not value > 0:
                 raise UserError(f"spectral needs {key} > 0, not {value:g}")
@@ -66,6 +67,9 @@ class Spectral(Defense):
         network = architecture.build()
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
             return "its batch normalisation scales again what was bounded"
+        random = random_layer(architecture)
+        if random:
+            return random
         try:
             trace(network)
         except NotApplicable as refusal:

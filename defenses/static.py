@@ -31,12 +31,14 @@ def misfit(name: str, architecture: Architecture) -> str | None:
     if first not in MODELS:
         raise suggest("model", first, MODELS.names())
     other = MODELS[first]
-    if (other.data, other.input_shape, other.num_classes) != (
-        architecture.data,
-        architecture.input_shape,
-        architecture.num_classes,
-    ):
+    if other.data != architecture.data:
         return f"'{name}' judges {other.data}, {architecture.name} is for {architecture.data}"
+    theirs, ours = ((one.input_shape, one.num_classes) for one in (other, architecture))
+    if theirs != ours:
+        return (
+            f"'{name}' takes {theirs[0]} and has {theirs[1]} classes, "
+            f"{architecture.name} takes {ours[0]} and has {ours[1]}"
+        )
     return None
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from defenses.inputs import Clamped, InputDefense, StraightThrough, register_input_defense
 from models.architecture import Architecture
-from models.errors import UserError
 
 
 def _divergence(down: Tensor, across: Tensor) -> Tensor:
@@ -57,7 +56,7 @@ class TotalVariation(InputDefense):
 
     min_u 1/2 ||u - x||^2 + weight TV(u) in the anisotropic form, by `steps` steps that have a gradient:
     adversaries follow it, past the clamp to [0, 1] that ends it. No pixels are dropped at random, as Guo et
-    al. do. Raises UserError for weight < 0 or no steps.
+    al. do.
     Source: Rudin, Osher, Fatemi 1992; Guo, Rana, Cisse, van der Maaten 2018, 1711.00117.
     """
 
@@ -65,12 +64,6 @@ class TotalVariation(InputDefense):
 
     weight: float = 0.1
     steps: int = 30
-
-    def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise UserError(f"total-variation needs a weight of at least 0, not {self.weight:g}")
-        if self.steps < 1:
-            raise UserError(f"total-variation needs at least one step, not {self.steps}")
 
     def front(self, architecture: Architecture) -> nn.Module:
         return nn.Sequential(Flattened(self.weight, self.steps), Clamped())

@@ -12,7 +12,6 @@ from attacks.steps import ascend
 from defenses.base import Defense, check_radius, check_share, register_defense
 from models.architecture import Architecture
 from models.base import Batch, frozen
-from models.errors import UserError
 from models.randomness import Randomness
 from models.recipe import Recipe
 from models.threat import ThreatModel
@@ -41,10 +40,9 @@ class Trades(Defense):
     epochs: int = 20
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_radius(self.name, self.eps)
         check_share(self.name, ramp=self.ramp)
-        if self.beta < 0:
-            raise UserError(f"trades needs beta >= 0, not {self.beta:g}")
 
     def loss(self, network: nn.Module, batch: Batch, progress: float, randomness: Randomness) -> Tensor:
         scale = min(1.0, progress / self.ramp) if self.ramp else 1.0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from defenses.base import Defense
+from defenses.training_data import check_asked, inside
 from models.architecture import Architecture
 from models.base import frozen
 from models.data import Dataset
@@ -45,13 +46,13 @@ def _restore(place: Path, parts: dict[str, Any], identity: dict[str, Any]) -> tu
         return 0, 0.0
     try:
         state = torch.load(place, weights_only=True, map_location="cpu")
+        if state["identity"] != identity and isinstance(state["epoch"], int):
+            return 0, 0.0
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        return int(state["epoch"]), float(state.get("seconds", 0.0))
     except Exception:
         raise UserError(f"training checkpoint {place} is damaged: delete it to start again") from None
-    if state["identity"] != identity:
-        return 0, 0.0
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return int(state["epoch"]), float(state.get("seconds", 0.0))
 
 
 def _store(place: Path, parts: dict[str, Any], identity: dict[str, Any], epoch: int, seconds: float) -> None:
@@ -77,33 +78,32 @@ def train(
 
     Randomness depends on (seed, epoch, sample) alone, so a run that was stopped continues from its last
     finished epoch (`resume`) to the weights of an unbroken one. `origin`: the hash of weights it began from.
+    Raises UserError for no epochs, images or labels that mislead, and a loss that is no number.
     """
+    check_asked(dataset, recipe.epochs)
     defense.before_training(network)
     channels_last(network.to(device)).train()
     optimizer = torch.optim.Adam(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
     identity = _identity(defense, recipe, seed, dataset.sha256, origin)
-    parts: dict[str, Any] = {"network": network, "optimizer": optimizer}
-    if recipe.average:
-        mean = get_ema_multi_avg_fn(recipe.average)
-        parts["average"] = AveragedModel(network, multi_avg_fn=mean, use_buffers=True)
+    parts: dict[str, Any] = {"network": network, "optimizer": optimizer, **_average(network, recipe)}
     done, spent = _restore(resume, parts, identity) if resume else (0, 0.0)
     begun = time.perf_counter() - spent
-    per_epoch = -(-len(dataset) // recipe.batch_size)
+    per_epoch = len(_cut(torch.arange(len(dataset)), recipe.batch_size))
     randomness = Randomness(seed)
     for epoch in range(done, recipe.epochs):
         here = randomness.child("epoch", epoch)
         order = torch.randperm(len(dataset), generator=here.child("order").generator())
-        for number, index in enumerate(order.split(recipe.batch_size)):
+        for number, index in enumerate(_cut(order, recipe.batch_size)):
             step = epoch * per_epoch + number
             progress = step / (recipe.epochs * per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(progress)
-            batch = dataset.batch(index).to(device)
+            batch = inside(dataset.batch(index), dataset.name).to(device)
             with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                 loss = defense.loss(network, batch, progress, here)
-            _descend(loss, defense, **parts)
+            _descend(_finite(loss, epoch, recipe), defense, **parts)
             spent = time.perf_counter() - begun
             yield TrainingStep(epoch, recipe.epochs, step + 1, recipe.epochs * per_epoch, loss.item(), spent)
         if resume:
@@ -112,6 +112,35 @@ def train(
         _take_average(network, parts["average"], dataset, device)
     network.eval()
     defense.after_training(network)
+
+
+def _cut(order: Tensor, size: int) -> list[Tensor]:
+    """`order` (n,) in batches of `size`; one sample left over joins the batch before it.
+
+    Alone it has no statistics to be normalised by.
+    """
+    parts = list(order.split(size))
+    if len(parts) > 1 and size > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
+def _finite(loss: Tensor, epoch: int, recipe: Recipe) -> Tensor:
+    """`loss`; raises UserError where it is no number, before a step that would make the weights none."""
+    if not bool(torch.isfinite(loss)):
+        raise UserError(
+            f"training has diverged: the loss is {loss.item():g} in epoch {epoch + 1} of {recipe.epochs}: "
+            "take smaller parameters of the defence, or a smaller learning rate"
+        )
+    return loss
+
+
+def _average(network: nn.Module, recipe: Recipe) -> dict[str, AveragedModel]:
+    """The running mean of the weights, where the recipe asks for one."""
+    if not recipe.average:
+        return {}
+    mean = get_ema_multi_avg_fn(recipe.average)
+    return {"average": AveragedModel(network, multi_avg_fn=mean, use_buffers=True)}
 
 
 def _identity(defense: Defense, recipe: Recipe, seed: int, data: str, origin: str | None) -> dict[str, Any]:

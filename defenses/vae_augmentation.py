@@ -43,6 +43,7 @@ class VAEAugmentation(Defense):
     epochs: int = 20
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_share(self.name, threshold=self.threshold, share=self.share)
         if self.generator not in GENERATORS:
             raise suggest("generator", self.generator, GENERATORS.names())

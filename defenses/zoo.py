@@ -212,7 +212,7 @@ def check_training(data: Dataset, architecture: Architecture) -> None:
     missing = set(range(architecture.num_classes)) - set(data.labels.unique().tolist())
     if missing:
         raise UserError(f"{data.name} has no image of class {min(missing)}: complete it before training")
-    if isinstance(data.pixels, Tensor) and not bool(torch.isfinite(data.pixels.float()).all()):
+    if isinstance(data.pixels, Tensor) and not bool(torch.isfinite(data.pixels).all()):
         raise UserError(f"{data.name} contains NaN or infinity: clean it before training")
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from defenses.parameters import check_parameters
 from models.base import Batch, Classifier, frozen
 from models.errors import UserError
 from models.registry import Registry
@@ -37,6 +38,10 @@ class Detector(ABC):
 
     name: ClassVar[str]
     paper: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """A subclass that checks more calls this first. Raises UserError for what is no number here."""
+        check_parameters(self)
 
     @abstractmethod
     def fit(self, model: Classifier, clean: Batch) -> Score:

@@ -58,6 +58,7 @@ class FeatureSqueezing(Detector):
     size: int = 3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         BitDepth(bits=self.bits)
         Median(size=self.size)
 

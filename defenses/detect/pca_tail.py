@@ -41,8 +41,7 @@ class PCATail(Detector):
     ridge: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.components < 0:
-            raise UserError(f"pca-tail leaves out 0 components or more, not {self.components}")
+        super().__post_init__()
         if not self.ridge > 0:
             raise UserError(f"pca-tail needs a positive ridge, not {self.ridge:g}")
 

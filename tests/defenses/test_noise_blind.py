@@ -172,5 +172,5 @@ def test_a_fresh_probe_falls_towards_guessing_while_the_task_holds() -> None:
 def test_impossible_parameters_are_refused(text: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         ModelName.parse(text).parts()
-    with pytest.raises(UserError, match="weight >= 0"):
+    with pytest.raises(UserError, match="weight to be a number from 0 up"):
         NoiseBlind(weight=-1.0)

@@ -74,5 +74,5 @@ def test_points_do_not_depend_on_the_batch() -> None:
 def test_wrong_parameters_are_refused() -> None:
     with pytest.raises(UserError, match="share"):
         SmallBoxes(share=1.5)
-    with pytest.raises(UserError, match="steps >= 1"):
+    with pytest.raises(UserError, match="steps to be a whole number from 1 up"):
         SmallBoxes(steps=0)

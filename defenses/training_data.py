@@ -1,0 +1,38 @@
+"""What images and labels must be before a network is trained on them."""
+
+from __future__ import annotations
+
+import torch
+
+from models.base import Batch
+from models.data import Dataset
+from models.errors import UserError
+from models.threat import UNIT_BOX
+
+
+def check_asked(dataset: Dataset, epochs: int) -> None:
+    """Raises UserError for no epochs, or where the labels are not a class number for each image."""
+    if epochs < 1:
+        raise UserError(f"a network is trained for 1 epoch or more, not {epochs}")
+    labels, images = dataset.labels, dataset.pixels.shape[0]
+    if len(labels) != images:
+        raise UserError(f"{dataset.name} has {images} images but {len(labels)} labels: one label per image")
+    if not images:
+        raise UserError(f"{dataset.name} has no images to train on")
+    if labels.dtype not in (torch.int64, torch.uint8):
+        raise UserError(f"{dataset.name} has labels of type {labels.dtype}: pass labels.long()")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= dataset.num_classes:
+        classes = f"{dataset.num_classes} classes"
+        raise UserError(f"{dataset.name} has labels that span {low}..{high}: count its {classes} from 0")
+
+
+def inside(batch: Batch, name: str) -> Batch:
+    """`batch`; raises UserError where its images leave [0, 1], in which every defence perturbs them."""
+    if not bool(UNIT_BOX.contains(batch.x).all()):
+        low, high = float(batch.x.min()), float(batch.x.max())
+        raise UserError(
+            f"{name} has values outside [0, 1], or NaN (a batch spans [{low:g}, {high:g}]): bring the images "
+            "to [0, 1], and normalise inside the network"
+        )
+    return batch
