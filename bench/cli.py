@@ -164,6 +164,9 @@ def check(
 ) -> None:
     """Compare this checkout with a committed baseline, sample by sample.
 
+    Of the baseline's own network, what its attacks no longer break and its certificates no longer prove is
+    worse; of another one under its name (your model, trained again), what they newly break.
+
     Exit code: 0 unchanged or better, 1 a regression, 2 it could not be judged.
     """
     finish("check", baseline, matrix, junit, update, allow, workers, out)
@@ -185,6 +188,14 @@ def main(arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        where = error.filename or "a file"
+        print(
+            f"error: {where}: {error.strerror or error}: name a place that is there and open", file=sys.stderr
+        )
         return 2
     except Exception as error:
         if debug:

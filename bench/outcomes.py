@@ -12,6 +12,8 @@ from bench.record import Record
 from models.errors import UserError
 
 KEYS = ["data", "model", "defense", "defended", "kind", "judge", "norm", "eps"]
+# The hash of the weights that were judged, sources of transferred examples left out: no name, a content.
+NETWORK = "network"
 
 
 def gather(records: Iterable[Record]) -> pd.DataFrame:
@@ -20,17 +22,17 @@ def gather(records: Iterable[Record]) -> pd.DataFrame:
     if not done:
         raise UserError("no finished cell to tabulate: see the reasons above, or run the matrix first")
     outcomes = pd.concat([record.outcomes for record in done], ignore_index=True)
-    keys = pd.DataFrame([_keys(record.cell) for record in done], columns=KEYS)
+    keys = pd.DataFrame([_keys(record.cell) for record in done], columns=[*KEYS, NETWORK])
     sizes = [len(record.outcomes) for record in done]
     repeated = keys.loc[np.repeat(np.arange(len(done)), sizes)].reset_index(drop=True)
     return pd.concat([outcomes, repeated], axis=1)
 
 
 def _keys(cell: Cell) -> tuple[object, ...]:
-    """The cell's values of KEYS."""
+    """The cell's values of KEYS and NETWORK."""
     eps = float("nan") if cell.threat.eps is None else cell.threat.eps
     named = (cell.data, cell.model, cell.defense, cell.defended)
-    return (*named, cell.judge.kind, cell.judge.label, cell.threat.norm, eps)
+    return (*named, cell.judge.kind, cell.judge.label, cell.threat.norm, eps, cell.weights.partition("<")[0])
 
 
 def broken_at(outcomes: pd.DataFrame, eps: float) -> pd.Series:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pyarrow
 
-from bench.outcomes import KEYS
+from bench.outcomes import KEYS, NETWORK
 from models.errors import UserError
 
 SAMPLE = [*KEYS, "index"]
@@ -22,7 +22,8 @@ SLACK = 1.01
 class Move:
     """One cell against its baseline: which samples got worse and better, and both numbers.
 
-    The numbers are accuracies, or median distances (`minimal`) where the smallest perturbation is sought.
+    `other`: the network is not the baseline's. The numbers are accuracies, or median distances (`minimal`)
+    where the smallest perturbation is sought.
     """
 
     cell: str
@@ -33,6 +34,7 @@ class Move:
     better: tuple[int, ...]
     missing: bool = False
     minimal: bool = False
+    other: bool = False
 
     def line(self) -> str:
         """One line that names the cell, both numbers and the samples that got worse."""
@@ -40,8 +42,9 @@ class Move:
             return f"{self.cell}: in the baseline ({self._number(self.before)}) but not in this run"
         named = f", worse on samples {', '.join(map(str, self.worse[:10]))}" if self.worse else ""
         more = f" and {len(self.worse) - 10} more" if len(self.worse) > 10 else ""
+        whose = "another network than the baseline's, " if self.other else ""
         return (
-            f"{self.cell}: {self._number(self.before)} -> {self._number(self.after)} of {self.n}, "
+            f"{self.cell}: {whose}{self._number(self.before)} -> {self._number(self.after)} of {self.n}, "
             f"{len(self.worse)} worse, {len(self.better)} better{named}{more}"
         )
 
@@ -52,7 +55,9 @@ class Move:
 def save_baseline(outcomes: pd.DataFrame, path: Path) -> None:
     """Stores what `compare` needs of a run."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    outcomes[KEPT].sort_values(SAMPLE, ignore_index=True).to_parquet(path, index=False, compression="zstd")
+    outcomes[[*KEPT, NETWORK]].sort_values(SAMPLE, ignore_index=True).to_parquet(
+        path, index=False, compression="zstd"
+    )
 
 
 def load_baseline(path: Path) -> pd.DataFrame:
@@ -81,7 +86,9 @@ def compare(baseline: pd.DataFrame, outcomes: pd.DataFrame) -> list[Move]:
     """One Move per cell of the baseline, in order.
 
     Worse is a sample that its attack no longer breaks, that its certificate no longer proves, whose
-    clean prediction is now wrong, or whose smallest perturbation grew; better is the reverse.
+    clean prediction is now wrong, or whose smallest perturbation grew; better is the reverse. Where the
+    network is not the baseline's, it is judged and not its attacks: worse is then what they newly break, or
+    break closer by. Raises UserError where no cell is in both.
     """
     moves = []
     now = dict(list(outcomes.groupby(KEYS, dropna=False, sort=True)))
@@ -94,9 +101,16 @@ def compare(baseline: pd.DataFrame, outcomes: pd.DataFrame) -> list[Move]:
             continue
         old = old.set_index("index")
         new = new.set_index("index").loc[old.index]
-        lost, won = _worse(old, new), _worse(new, old)
+        other = NETWORK in old and not old[NETWORK].equals(new[NETWORK])
+        worse_of = _weaker if other else _worse
+        lost, won = worse_of(old, new), worse_of(new, old)
         worse, better = tuple(map(int, old.index[lost])), tuple(map(int, old.index[won & ~lost]))
-        moves.append(Move(name, len(old), _score(old), _score(new), worse, better, False, minimal))
+        moves.append(Move(name, len(old), _score(old), _score(new), worse, better, False, minimal, other))
+    if moves and all(move.missing for move in moves):
+        raise UserError(
+            f"the baseline has no cell in common with this run, the first is {moves[0].cell}: "
+            "compare with the matrix, the images and the models that it was made with, or --update it"
+        )
     return moves
 
 
@@ -104,6 +118,15 @@ def _worse(old: pd.DataFrame, new: pd.DataFrame) -> pd.Series:
     """Which samples are worse in `new` than in `old`."""
     farther = old["eps"].isna() & _worth(old) & (new["distance"] > SLACK * old["distance"])
     return (_worth(old) & ~_worth(new)) | (old["clean"] & ~new["clean"]) | farther
+
+
+def _weaker(old: pd.DataFrame, new: pd.DataFrame) -> pd.Series:
+    """Which samples the network of `new` holds worse than that of `old`."""
+    proof = old["kind"] == "certificate"
+    broken, before = _worth(new) & ~proof, _worth(old) & ~proof
+    closer = old["eps"].isna() & broken & before & (SLACK * new["distance"] < old["distance"])
+    unproved = proof & old["certified"] & ~new["certified"]
+    return (old["clean"] & broken & ~before) | closer | unproved | (old["clean"] & ~new["clean"])
 
 
 def _plain(key: tuple[object, ...]) -> tuple[object, ...]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from pathlib import Path
+
+from models.errors import UserError
 
 LONGEST = 200
 
@@ -15,6 +18,17 @@ def write_atomically(path: Path, content: bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_bytes(content)
     os.replace(partial, path)
+
+
+def check_writable(folder: Path) -> None:
+    """Makes `folder`; raises UserError where it cannot be made, or nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UserError(f"cannot write into {folder} ({reason}): name another folder") from None
 
 
 def stem(name: str) -> str:

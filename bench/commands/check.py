@@ -12,7 +12,7 @@ from bench.outcomes import contradictions, gather
 from bench.regress import compare, junit, load_baseline, regressed, save_baseline
 from bench.render import wide_console
 from bench.store import Store
-from models.atomic import write_atomically
+from models.atomic import check_writable, write_atomically
 from models.errors import UserError
 
 
@@ -26,7 +26,16 @@ def execute(
     out: Path | None,
 ) -> int:
     """Runs the matrix and compares; returns 0 unchanged or better, 1 a regression, 2 not judged."""
+    if allow < 0:
+        raise UserError(f"--allow must be at least 0, not {allow}")
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers must be at least 1, not {workers}")
+    for place in (baseline if update else None, junit_path):
+        if place is not None:
+            check_writable(place.parent)
     reference = None if update else load_baseline(baseline)
+    if out is not None:
+        check_writable(out)
     with tempfile.TemporaryDirectory(prefix="rhobust-check-") as folder:
         request = Request(matrix=matrix, workers=workers, device="cpu", out=out or Path(folder))
         store, console = Store(request.out), wide_console()

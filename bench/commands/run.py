@@ -32,6 +32,7 @@ from bench.render import wide_console
 from bench.spec import matrix_text, read_matrix
 from bench.store import RunFile, Store
 from bench.weights import card_hash, is_own, with_hash
+from models.atomic import check_writable
 from models.errors import UserError
 
 
@@ -81,6 +82,8 @@ def execute(request: Request, dry_run: bool) -> int:
     if not plan.cells:
         why = "no judge has images and a norm that the matrix' threats use"
         raise UserError(f"nothing to run: {next((f'{skip.what} {skip.reason}' for skip in plan.skips), why)}")
+    if not dry_run:
+        check_writable(request.out)
     store = Store(request.out)
     waiting = pending(plan, store)
     for cell in waiting:

@@ -116,6 +116,18 @@ UNKNOWN = {
     "workers": (("run", "--workers", "0"), "--workers must be at least 1, not 0"),
     "matrix file": (("run", "--matrix", "absent.toml"), "no matrix file absent.toml"),
     "baseline": (("check", "--baseline", "absent.parquet"), "no baseline absent.parquet: make one with"),
+    "samples that may get worse": (("check", "--allow", "-1"), "--allow must be at least 0, not -1"),
+    "workers of a check": (("check", "--workers", "0"), "--workers must be at least 1, not 0"),
+    "baseline that cannot be written": (
+        ("check", "--update", "--baseline", f"{__file__}/ci.parquet"),
+        f"cannot write into {__file__} (",
+    ),
+    "JUnit file that cannot be written": (
+        ("check", "--baseline", "results/baselines/ci.parquet", "--junit", f"{__file__}/x/junit.xml"),
+        f"cannot write into {__file__}/x (",
+    ),
+    "folder that is a file": (("run", "--out", __file__), f"cannot write into {__file__} (File exists)"),
+    "folder of a run that is a file": (("table", "--out", __file__), f"{__file__}/run.json: Not a directory"),
     "run to tabulate": (
         ("table", "--out", "absent"),
         "no run under absent: python -m bench run --out absent",

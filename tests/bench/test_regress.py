@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from bench.record import Record
-from bench.regress import Move, compare, junit, load_baseline, regressed, save_baseline
+from bench.regress import KEPT, Move, compare, junit, load_baseline, regressed, save_baseline
 from models.errors import UserError
 from tests.bench.builders import attacked, cell, outcomes, proved
 
@@ -193,3 +193,49 @@ def test_junit_of_names_that_mean_something_in_xml() -> None:
     move = Move('<net> & "co"', 1, 1.0, 0.0, (0,), ())
     (case,) = ElementTree.fromstring(junit([move], 0))
     assert case.attrib["name"] == '<net> & "co"'
+
+
+def retrained(reach=REACH, near=NEAR, held=HELD, clean=CLEAN) -> list[Record]:
+    """The same judges on a network of other weights."""
+    other = {"weights": "f" * 16}
+    return [
+        attacked(cell("fgsm", **other), reach, clean=clean),
+        attacked(cell("deepfool", eps=None, norm="l2", **other), near, clean=clean),
+        proved(cell("ibp", kind="certificate", **other), held, clean=clean),
+    ]
+
+
+def test_of_another_network_it_is_worse_that_an_attack_breaks_more(tmp_path: Path) -> None:
+    """The gate of a model's release: its attacks are the same, and it is the one that changed."""
+    (move,) = moved(moves(tmp_path, retrained(reach=[0.05, 0.02, None, None])))
+    assert (move.worse, move.better) == ((1,), (2,))
+    assert regressed(move, 0)
+    assert "another network" in move.line()
+
+
+def test_of_another_network_it_is_worse_that_its_margins_shrink(tmp_path: Path) -> None:
+    (move,) = moved(moves(tmp_path, retrained(near=[0.4, 0.9, 0.3, None])))
+    assert (move.worse, move.better) == ((0, 2), (1,))
+
+
+def test_of_another_network_lost_predictions_and_proofs_are_worse_as_ever(tmp_path: Path) -> None:
+    lost = [True, False, True, False]
+    found = moves(tmp_path, retrained(clean=lost, held=[False, False, True, True]))
+    assert {move.cell.split(" | ")[2]: (move.worse, move.better) for move in found} == {
+        "fgsm": ((1,), ()),
+        "deepfool": ((1,), ()),
+        "ibp": ((1,), (2,)),
+    }
+    assert not moved(moves(tmp_path, retrained()))
+
+
+def test_a_baseline_of_before_networks_were_told_apart_is_of_the_same_one(tmp_path: Path) -> None:
+    path = tmp_path / "old.parquet"
+    outcomes(*run())[KEPT].to_parquet(path)
+    (move,) = moved(compare(load_baseline(path), outcomes(*retrained(reach=[0.05, 0.02, 0.1, None]))))
+    assert (move.worse, move.better) == ((), (1,))
+
+
+def test_a_baseline_of_other_cells_cannot_judge(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no cell in common"):
+        moves(tmp_path, [attacked(cell("pgd"), REACH)])
