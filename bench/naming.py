@@ -19,15 +19,17 @@ TRAINED, AT_INPUT = "*", "+*"
 def read_defense(text: str, catalog: Catalog) -> str:
     """A defence, or several joined by "+", in canonical form: without "none" and parameters left as they are.
 
-    Raises UserError for unknown names and parameters, and for a training defence that is not the first.
+    Those that train come first, each goes on from the weights of the one before. Raises UserError for unknown
+    names and parameters, and for a defence that trains behind one at the input.
     """
-    terms = []
-    for place, term in enumerate(read_terms(text)):
+    terms, behind = [], ""
+    for term in read_terms(text):
         if term.name not in catalog.defenses:
             raise suggest("defense", term.name, sorted(catalog.defenses))
         entry = catalog.defenses[term.name]
-        if place and not entry.at_input:
-            raise UserError(f"'{text}': {term.name} trains the network: it comes first, and alone")
+        if behind and not entry.at_input:
+            raise UserError(f"'{text}': {term.name} trains the network: it comes before {behind}")
+        behind = term.name if entry.at_input else ""
         if term.name != "none":
             terms.append(str(term.settled("defense", entry.defaults)))
     return "+".join(terms) or "none"

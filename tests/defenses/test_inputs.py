@@ -81,8 +81,12 @@ def test_the_catalog_reads_the_same_names() -> None:
     assert trained_name("lenet+polytope+bit-depth(bits=2)", catalog) == "lenet+polytope"
     assert refusal("lenet", "polytope+bit-depth", catalog) == refusal("lenet", "polytope", catalog)
     assert refusal("lenet", "none+bit-depth", catalog) is None
-    with pytest.raises(UserError, match="comes first"):
+    with pytest.raises(UserError, match="polytope trains the network: it comes before bit-depth"):
         read_defense("bit-depth+polytope", catalog)
+    successive = "interval(eps=0.3)+small-boxes+jpeg"
+    assert read_defense(successive, catalog) == successive
+    assert trained_name(f"conv-small+{successive}", catalog) == "conv-small+interval(eps=0.3)+small-boxes"
+    assert ModelName.parse(f"conv-small+{successive}").trained == "conv-small+interval(eps=0.3)+small-boxes"
     hashes = [
         identity(name, catalog, lambda trained: f"hash of {trained}") for name in ("lenet", "lenet+bit-depth")
     ]
