@@ -8,7 +8,7 @@ from functools import partial
 
 from bench.catalog import Catalog, Entry
 from bench.cell import Cell, Component, Threat
-from bench.naming import identity, read_defenses, refusal, trained_name, unfit_for
+from bench.naming import AT_INPUT, TRAINED, identity, read_defenses, refusal, trained_name, unfit_for
 from bench.spec import MatrixSpec
 from bench.weights import is_own
 from models.cost import WIDE, Cost
@@ -135,7 +135,10 @@ def _filtered(
     pairs: list[tuple[str, str]] = []
     for name in filters.models or spec.models:
         if is_own(name) and name in catalog.models:
-            pairs.append((name, "none"))
+            # A defence that was named for it is not left out without a word; "*" stands for the zoo's.
+            named = filters.defenses or (() if filters.models else spec.defenses)
+            asked = [] if {TRAINED, AT_INPUT} & set(named) else read_defenses(named, catalog)
+            pairs += [(name, "none"), *((name, defense) for defense in asked)]
             continue
         model, plus, defense = name.partition("+")
         models = expand("model", (model,), catalog.models)
@@ -144,7 +147,14 @@ def _filtered(
     ordered = sorted(dict.fromkeys(pairs), key=lambda pair: (pair[0], pair[1] != "none", pair[1]))
     if not ordered:
         raise UserError("the matrix names no model: add one to `models`, or pass --model")
-    return spec, [(m, d, unfit_for(m, spec.data, catalog) or refusal(m, d, catalog)) for m, d in ordered]
+    return spec, [(m, d, _misfit(m, d, spec.data, catalog)) for m, d in ordered]
+
+
+def _misfit(model: str, defense: str, data: str, catalog: Catalog) -> str | None:
+    """Why `model` behind `defense` is no target of a matrix on `data`, or None."""
+    if is_own(model) and defense != "none":
+        return "is judged as it is: put the defence into your own model"
+    return unfit_for(model, data, catalog) or refusal(model, defense, catalog)
 
 
 def _sources(whole: MatrixSpec, catalog: Catalog, zoo: list[str], weights: Callable[[str], str]) -> list[str]:

@@ -105,9 +105,23 @@ def read_matrix(name: str) -> MatrixSpec:
         return MatrixSpec(**{"name": path.stem, **raw})
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
         line = _line_of(path, str(first["loc"][0]))
-        raise UserError(f"{path}{line}: {field}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise UserError(f"{path}{line}: {_said(first)}") from None
+
+
+def _said(error: Any) -> str:
+    """What is wrong with a field, in the words of TOML and with the fix."""
+    place = [str(part) for part in error["loc"] if part != "[key]"]
+    field = ".".join(place)
+    if error["type"] == "missing":
+        return f"{field} is missing: add it"
+    if error["type"] == "extra_forbidden" and len(place) == 1:
+        return str(suggest("key", field, sorted(MatrixSpec.model_fields)))
+    if error["type"] == "tuple_type":
+        return f'{field}: expected a list like ["..."]'
+    if error["type"] == "enum":
+        return f"{field}: the cost classes are {', '.join(cost.value for cost in Cost)}"
+    return f"{field}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def _line_of(path: Path, field: str) -> str:

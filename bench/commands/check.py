@@ -26,16 +26,10 @@ def execute(
     out: Path | None,
 ) -> int:
     """Runs the matrix and compares; returns 0 unchanged or better, 1 a regression, 2 not judged."""
-    if allow < 0:
-        raise UserError(f"--allow must be at least 0, not {allow}")
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers must be at least 1, not {workers}")
-    for place in (baseline if update else None, junit_path):
-        if place is not None:
-            check_writable(place.parent)
+    _check_options(
+        allow, workers, (baseline.parent if update else None, junit_path and junit_path.parent, out)
+    )
     reference = None if update else load_baseline(baseline)
-    if out is not None:
-        check_writable(out)
     with tempfile.TemporaryDirectory(prefix="rhobust-check-") as folder:
         request = Request(matrix=matrix, workers=workers, device="cpu", out=out or Path(folder))
         store, console = Store(request.out), wide_console()
@@ -69,3 +63,14 @@ def execute(
         f"{len(moves)} cells compared with {baseline}: {bad} regressions", highlight=False, soft_wrap=True
     )
     return 1 if bad or clashes else 0
+
+
+def _check_options(allow: int, workers: int | None, folders: tuple[Path | None, ...]) -> None:
+    """Raises UserError for numbers that are none, and folders into which nothing can be written."""
+    if allow < 0:
+        raise UserError(f"--allow must be at least 0, not {allow}")
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers must be at least 1, not {workers}")
+    for folder in folders:
+        if folder is not None:
+            check_writable(folder)

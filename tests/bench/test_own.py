@@ -162,6 +162,24 @@ def test_a_plan_knows_own_names_and_their_content(folder: Path) -> None:
     assert re.fullmatch(r"npz:.*images\.npz@[0-9a-f]{16}", spec.data)
 
 
+def test_a_defence_that_is_named_for_ones_own_model_is_a_skip_with_its_reason(folder: Path) -> None:
+    model = f"file:{folder}/net.py:make"
+    asked = read_matrix("quick").model_copy(
+        update={"attacks": ("step",), "certificates": (), "parameters": {}, "sources": ()}
+    )
+    cases = [
+        (("none", "hull"), (model,), Filters(), [f"{model}+hull"]),
+        (("none", "hull"), ("dense",), Filters(models=(model,)), []),
+        (("none",), ("dense",), Filters(models=(model,), defenses=("hull",)), [f"{model}+hull"]),
+        (("*",), (model,), Filters(), []),
+    ]
+    for defenses, models, filters, left_out in cases:
+        spec = asked.model_copy(update={"defenses": defenses, "models": models})
+        plan = make_plan(spec, with_own(catalog(), (model,), spec.data), own_hash, filters)
+        assert {cell.defended for cell in plan.cells} == {model}
+        assert [skip.what for skip in plan.skips if "put the defence into" in skip.reason] == left_out
+
+
 def test_run_keeps_records_until_weights_or_images_change(folder: Path) -> None:
     def again() -> tuple[int, int]:
         arguments = ("--model", f"file:{folder}/net.py:make", "--data", f"npz:{folder}/images.npz")

@@ -93,7 +93,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 
 INVALID = {
-    "unknown key": (GOOD.replace("data =", "dataa ="), ("line 1", "dataa")),
+    "unknown key": (GOOD.replace("data =", "dataa ="), ("line 1", "dataa", "did you mean data")),
     "unknown key of a threat": (GOOD.replace("eps = 0.5", "epsilon = 0.5"), ("line 4", "epsilon")),
     "negative eps": (GOOD.replace("0.5", "-0.5"), ("line 4", "-0.5", ">= 0")),
     "eps that is no number": (GOOD.replace("8/255", "tiny"), ("line 4", "tiny", "8/255")),
@@ -111,9 +111,10 @@ INVALID = {
         ("line 1", "threats"),
     ),
     "missing cost class": (GOOD.replace("extreme = 0\n", ""), ("line 10", "extreme")),
-    "unknown cost class": (GOOD.replace("extreme", "dear"), ("line 10", "images")),
+    "unknown cost class": (GOOD.replace("extreme", "dear"), ("line 10", "images", "cheap, medium, exp")),
+    "a name that is no list": (GOOD.replace('["lenet"]', '"lenet"'), ("line 2", 'a list like ["..."]')),
     "negative images": (GOOD.replace("cheap = 50", "cheap = -1"), ("line 10", ">= 0")),
-    "models that are no list": (GOOD.replace('["lenet"]', "3"), ("line 2", "models")),
+    "models that are no list": (GOOD.replace('["lenet"]', "3"), ("line 2", "models", 'a list like ["..."]')),
     "parameters that are no table": (
         GOOD.replace("steps = 7", "").replace("[parameters.pgd]", "[parameters]\npgd = 3"),
         ("line 16", "parameters"),
@@ -129,7 +130,9 @@ def test_values_that_are_not_valid_name_file_line_and_field(case: str, tmp_path:
 
 
 def test_no_threats_at_all(tmp_path: Path) -> None:
-    assert "threats" in refusal(tmp_path, GOOD[GOOD.index("[images]") :])
+    line = refusal(tmp_path, GOOD[GOOD.index("[images]") :])
+    assert line.endswith("threats is missing: add it")
+    assert refusal(tmp_path, GOOD[: GOOD.index("[images]")]).endswith("images is missing: add it")
 
 
 def test_names_that_are_no_matrix(tmp_path: Path) -> None:
