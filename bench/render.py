@@ -35,7 +35,9 @@ def formatted(table: Table) -> pd.DataFrame:
         if name in table.intervals:
             low, high = (table.frame[end] for end in table.intervals[name])
             out[name] = [
-                f"{_percent(value)} [{100 * lower:.0f}, {100 * upper:.0f}]"
+                _percent(value)
+                if pd.isna(value)
+                else f"{_percent(value)} [{100 * lower:.0f}, {100 * upper:.0f}]"
                 for value, lower, upper in zip(column, low, high, strict=True)
             ]
         elif name in table.percent:

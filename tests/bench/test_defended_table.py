@@ -11,6 +11,7 @@ from bench.catalog import Catalog, Entry
 from bench.defended_table import defended
 from bench.plan import make_plan
 from bench.record import Record
+from bench.render import formatted
 from bench.spec import MatrixSpec
 from bench.work import Settings, named_attack, run_cell
 from defenses.zoo import ModelName, load
@@ -132,6 +133,7 @@ def test_without_an_attack_that_knows_the_defence_there_is_no_adaptive_score() -
     assert (unknown["defense"], unknown["n"], unknown["naive"]) == ("squeeze", 4, 0.75)
     for name in ("adaptive", "adaptive_low", "adaptive_high", "illusion", "undefended"):
         assert math.isnan(unknown[name]), name
+    assert formatted(table)["adaptive"].tolist() == ["75.0 % [30, 95]", "-"]
 
 
 def test_both_scores_are_of_the_samples_that_an_attack_looked_at() -> None:
