@@ -16,13 +16,13 @@ TIMES = ("epochs", "steps")
 def check_parameters(component: Any) -> None:
     """Raises UserError where a value of a frozen dataclass is not of its default's kind.
 
-    Numbers are finite and from 0 up, whole where the default is; TIMES from 1 up. Of other kinds nothing is
-    known.
+    Numbers are finite, whole where the default is, and from 0 up unless the default is below; TIMES from 1
+    up. Of other kinds nothing is known.
     """
     for field in fields(component):
         value, default = getattr(component, field.name), field.default
-        wanted = _wanted(field.name, default)
         if not _fits(field.name, value, default):
+            wanted = _wanted(field.name, default)
             raise UserError(f"{component.name} needs {field.name} to be {wanted}, not {value!r}")
 
 
@@ -31,7 +31,8 @@ def _wanted(name: str, default: Any) -> str:
         return "True or False"
     if isinstance(default, str):
         return "a text"
-    return f"a {'whole ' * isinstance(default, int)}number from {int(name in TIMES)} up"
+    number = f"a {'whole ' * isinstance(default, int)}number"
+    return f"{number} from {_least(name, default)} up" if default >= 0 else number
 
 
 def _fits(name: str, value: Any, default: Any) -> bool:
@@ -41,4 +42,9 @@ def _fits(name: str, value: Any, default: Any) -> bool:
         return True
     if isinstance(value, bool) or not isinstance(value, Integral if isinstance(default, int) else Real):
         return False
-    return math.isfinite(value) and float(value) >= (name in TIMES)
+    return math.isfinite(value) and float(value) >= _least(name, default)
+
+
+def _least(name: str, default: float) -> float:
+    """The least value of a number: below its default's sign nothing is known to make sense."""
+    return int(name in TIMES) if default >= 0 else -math.inf

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
@@ -189,3 +189,17 @@ def test_a_source_for_other_images_is_told_by_shape_and_classes() -> None:
 def test_a_model_that_would_be_trained_no_epoch_cannot_be_named() -> None:
     with pytest.raises(UserError, match="epochs"):
         ModelName.parse("lenet+adversarial-pgd(epochs=0)").parts()
+
+
+def test_of_ones_own_parameters_no_more_is_asked_than_their_defaults_say():
+    @dataclass(frozen=True, kw_only=True)
+    class Own(NoDefense):
+        name = "own"
+        shift: float = -0.5
+        sizes: tuple[int, ...] = (1, 2)
+        mask: Tensor | None = None
+
+    assert Own(shift=-2.0, sizes=(3,), mask=torch.zeros(1)).shift == -2.0
+    for wrong in (math.nan, "1", True):
+        with pytest.raises(UserError, match="own needs shift to be a number, not"):
+            Own(shift=wrong)
