@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from defenses.base import DEFENSES, Defense
@@ -21,7 +20,15 @@ from defenses.training import TrainingStep, accuracy, channels_last, new_network
 from models.architecture import MODELS, Architecture
 from models.atomic import stem
 from models.base import Classifier
-from models.checkpoint import SHIPPED, load_weights, places, read_card, save_weights
+from models.checkpoint import (
+    SHIPPED,
+    claimed,
+    load_weights,
+    places,
+    read_card,
+    save_weights,
+    training_lock,
+)
 from models.data import Dataset, load_data, without
 from models.discover import import_modules
 from models.errors import UserError
@@ -153,9 +160,11 @@ def make(
     origin = _begin(network, start, root, device, download, folder) if start else None
     resume = folder / ".training" / f"{stem(str(name))}.checkpoint"
     seconds = None
-    for step in train(network, defense, recipe, data, seed=seed, device=device, resume=resume, origin=origin):
-        seconds = step.seconds
-        yield step
+    run = train(network, defense, recipe, data, seed=seed, device=device, resume=resume, origin=origin)
+    with claimed(name.trained, folder):
+        for step in run:
+            seconds = step.seconds
+            yield step
     accuracies = {f"{family.test.replace('-', '_')}_test_{len(test)}": accuracy(network, test, device)}
     if family.excluded:
         accuracies[family.excluded] = accuracy(network, load_data(family.excluded), device)
@@ -232,8 +241,7 @@ def load(
     architecture, _ = name.parts()
     fronts, weights = name.fronts(), replace(name, inputs=())
     if read_card(name.trained, folder) is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{stem(name.trained)}.lock"):
+        with training_lock(name.trained, folder):
             if read_card(name.trained, folder) is None:
                 steps = make(weights, root, device=device, download=download, folder=folder)
                 for number, _ in enumerate(steps):

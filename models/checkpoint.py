@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -86,3 +87,22 @@ def load_weights(name: str, folder: Path = SHIPPED) -> dict[str, Tensor]:
         return load(content)
     except SafetensorError:
         raise UserError(f"weights file {weights} cannot be read: {fix}") from None
+
+
+def training_lock(name: str, folder: Path) -> FileLock:
+    """The lock that whoever trains `name` in `folder` holds: two would write one checkpoint.
+
+    Who holds it may take it again, to wait for another process and train in one go.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f".{stem(name)}.lock", is_singleton=True)
+
+
+def claimed(name: str, folder: Path) -> AcquireReturnProxy:
+    """The training lock, held until it is left; raises UserError where another process holds it."""
+    try:
+        return training_lock(name, folder).acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{name} is being trained in {folder} by another process: wait for it, or give another --out"
+        ) from None
