@@ -34,6 +34,7 @@ def test_a_linear_models_distance_is_met_within_a_hundredth(norm):
     assert float(ratio.max()) < 1.015
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_it_is_nearer_than_its_peers_on_a_network_with_dead_rectifiers(norm):
     """Most rectifiers of this network are off: its gradients do not know what switching them on would do."""

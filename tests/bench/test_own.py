@@ -180,6 +180,7 @@ def test_a_defence_that_is_named_for_ones_own_model_is_a_skip_with_its_reason(fo
         assert [skip.what for skip in plan.skips if "put the defence into" in skip.reason] == left_out
 
 
+@pytest.mark.slow
 def test_run_keeps_records_until_weights_or_images_change(folder: Path) -> None:
     def again() -> tuple[int, int]:
         arguments = ("--model", f"file:{folder}/net.py:make", "--data", f"npz:{folder}/images.npz")

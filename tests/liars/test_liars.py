@@ -145,6 +145,7 @@ def test_what_remembers_its_questions_cannot_be_believed(name: str) -> None:
     assert "UNRELIABLE: its answers depend on what was asked before" in result.verdict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["random logits", "test-time dropout", "batch-dependent output", "look-up"])
 def test_other_liars_remember_nothing(name: str) -> None:
     batch = panel(4)

@@ -93,6 +93,7 @@ def test_pgd_step(benchmark: BenchmarkFixture) -> None:
     assert float((moved - x).abs().max()) == pytest.approx(0.01, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["conv-small+adversarial-pgd", "lenet+adversarial-pgd", "fc500-150-10+adversarial-pgd"]
 )
