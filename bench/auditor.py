@@ -26,7 +26,7 @@ from models.base import Batch, Classifier, frozen, margin
 from models.declared import as_declared
 from models.eps import parse_eps
 from models.errors import NotApplicable, UserError
-from models.memory import asked, since
+from models.memory import MEMORY, asked, since
 from models.norms import described
 from models.probes import signs
 from models.randomness import Randomness
@@ -38,7 +38,6 @@ PROBE, PERSIST = 400, 5000
 # What random search may gain on gradients, as a share of what these gained: honest networks show up to 2 %.
 GAIN = 0.04
 LABEL_QUERIES = 2000
-MEMORY = "memory"
 # How much one judge may be ahead of another, as a share of the samples, before the other is distrusted.
 AHEAD = 0.05
 BEHIND = 0.1
@@ -89,8 +88,11 @@ class Audit:
 
     def verdict(self) -> str:
         """One line: clean, naive and worst accuracy, and whether the last can be believed."""
-        why = "a weaker judge still finds more than the worst case"
-        why = "its answers depend on what was asked before" if MEMORY in self.flags else why
+        why = (
+            "its answers depend on what was asked before"
+            if MEMORY in self.flags
+            else "a weaker judge still finds more than the worst case"
+        )
         low, high = wilson(round(self.attacked * self.n), self.n)
         worst = f"{100 * self.attacked:.1f} % [{100 * low:.0f}, {100 * high:.0f}]"
         doubt = "" if self.reliable else f"; UNRELIABLE: {why}"

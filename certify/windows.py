@@ -55,16 +55,16 @@ class Windows:
         entries = wanted.nonzero()
         shapes = self.graph.shapes(self.x)
         widest = max(shapes[i][0] * view.size[0] * view.size[1] for i, view in self.seen.items())
-        lower = self.x.new_full((len(entries),), -torch.inf)
-        pieces = [Interval(lower[:0], lower[:0])]
+        unbounded = self.x.new_full((len(entries),), torch.inf)
+        pieces = [Interval(unbounded[:0], unbounded[:0])]
         for piece in entries.split(max(1, CHUNK // (8 * widest))):
             if time.monotonic() > deadline:
                 break
             pieces.append(self._range(piece))
         done = sum(len(piece.lower) for piece in pieces)
         return Interval(
-            torch.cat([*(piece.lower for piece in pieces), lower[done:]]),
-            torch.cat([*(piece.upper for piece in pieces), -lower[done:]]),
+            torch.cat([*(piece.lower for piece in pieces), -unbounded[done:]]),
+            torch.cat([*(piece.upper for piece in pieces), unbounded[done:]]),
         )
 
     def _range(self, entries: Tensor) -> Interval:

@@ -46,11 +46,12 @@ def _restore(place: Path, parts: dict[str, Any], identity: dict[str, Any]) -> tu
         return 0, 0.0
     try:
         state = torch.load(place, weights_only=True, map_location="cpu")
-        if state["identity"] != identity and isinstance(state["epoch"], int):
+        epoch = int(state["epoch"])
+        if state["identity"] != identity:
             return 0, 0.0
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        return int(state["epoch"]), float(state.get("seconds", 0.0))
+        return epoch, float(state.get("seconds", 0.0))
     except Exception:
         raise UserError(f"training checkpoint {place} is damaged: delete it to start again") from None
 

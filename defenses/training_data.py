@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from models.architecture import Architecture
 from models.base import Batch
 from models.data import Dataset
 from models.errors import UserError
 from models.threat import UNIT_BOX
+
+
+def check_training(data: Dataset, architecture: Architecture) -> None:
+    """Raises UserError, before anything is computed, where `data` cannot train `architecture`."""
+    if data.shape != architecture.input_shape:
+        raise UserError(f"{architecture.name} takes {architecture.input_shape}, {data.name} has {data.shape}")
+    missing = set(range(architecture.num_classes)) - set(data.labels.unique().tolist())
+    if missing:
+        raise UserError(f"{data.name} has no image of class {min(missing)}: complete it before training")
+    if isinstance(data.pixels, Tensor) and not bool(torch.isfinite(data.pixels).all()):
+        raise UserError(f"{data.name} contains NaN or infinity: clean it before training")
 
 
 def check_asked(dataset: Dataset, epochs: int) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from defenses.base import DEFENSES, Defense
 from defenses.inputs import INPUT_DEFENSES, InputDefense, defended
 from defenses.training import TrainingStep, accuracy, channels_last, new_network, train
+from defenses.training_data import check_training
 from models.architecture import MODELS, Architecture
 from models.atomic import stem
 from models.base import Classifier
@@ -212,17 +213,6 @@ def machine(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} threads of {platform.machine()}"
-
-
-def check_training(data: Dataset, architecture: Architecture) -> None:
-    """Raises UserError, before anything is computed, where `data` cannot train `architecture`."""
-    if data.shape != architecture.input_shape:
-        raise UserError(f"{architecture.name} takes {architecture.input_shape}, {data.name} has {data.shape}")
-    missing = set(range(architecture.num_classes)) - set(data.labels.unique().tolist())
-    if missing:
-        raise UserError(f"{data.name} has no image of class {min(missing)}: complete it before training")
-    if isinstance(data.pixels, Tensor) and not bool(torch.isfinite(data.pixels).all()):
-        raise UserError(f"{data.name} contains NaN or infinity: clean it before training")
 
 
 def load(

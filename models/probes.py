@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.base import Batch, Classifier, frozen, margin
 from models.input_scale import scale_signs
-from models.memory import by_order
+from models.memory import MEMORY, by_order
 from models.randomness import Randomness
 from models.threat import ThreatModel
 
@@ -77,7 +77,7 @@ def _remembered(model: Classifier, batch: Batch, threat: ThreatModel) -> Iterato
     change = 0.0 if model.stochastic else by_order(model, batch, threat)
     if change:
         said = f"logits change by {change:.2g} with what was asked before"
-        yield Sign("memory", f"{said}: reset the model before each image")
+        yield Sign(MEMORY, f"{said}: reset the model before each image")
 
 
 def _shape_of(logits: Tensor) -> Iterator[Sign]:

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from defenses.zoo import check_training, training_data
+from defenses.training_data import check_training
+from defenses.zoo import training_data
 from models.architecture import MODELS
 from models.data import DATA, Dataset, load_data
 from models.discover import import_modules
