@@ -41,12 +41,12 @@ def digits(n: int) -> Batch:
 
 
 def linear(seed: int = 0) -> Classifier:
-    """A linear classifier of 28 x 28 images with generic weights."""
-    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 3))
+    """A linear classifier of 28 x 28 images into ten classes with generic weights."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        network[1].weight.copy_(torch.randn(3, 784, generator=generator))
-    return Classifier(network, num_classes=3)
+        network[1].weight.copy_(torch.randn(10, 784, generator=generator))
+    return Classifier(network, num_classes=10)
 
 
 @pytest.mark.parametrize("name", FRONTS)
