@@ -17,13 +17,13 @@ def search(
     prop: Property,
     randomness: Randomness,
     *,
-    steps: int = 40,
-    starts: int = 4,
+    steps: int,
+    starts: int,
 ) -> Tensor | None:
     """An input (1, ...) of the set whose outputs are unsafe, or None; for one sample in float64.
 
-    Each clause is descended on from the centre and from random corners, by `steps` shrinking steepest
-    steps on its excess; the search ends at the first unsafe point.
+    Each clause is descended on from the centre and from `starts` - 1 random corners, by `steps` shrinking
+    steepest steps on its excess; the search ends at the first unsafe point.
     """
     shape, clauses = prop.lower.shape, prop.clauses
     corners = randomness.uniform(torch.arange(starts - 1), tuple(inputs.lower.shape)).to(inputs.lower)

@@ -42,6 +42,14 @@ MIXED_INTEGER = 300
 # Steps of the ascent over a network whose maxima are still whole.
 CLIMB = 20
 
+# Most that is broken breaks in a few steps from the centre, which cost less than any bound; bounds in turn
+# cost less than the whole descent.
+BRIEF = 6
+LONG, STARTS = 40, 4
+
+# The part of the time that the first bounds may take: what they do not settle may still be broken.
+BOUNDING = 0.7
+
 # Up to this many inputs, cutting their box is worth more than fixing the phases of ReLUs.
 FEW_INPUTS = 16
 
@@ -70,21 +78,22 @@ class Verdict:
 def settle_case(case: Case, randomness: Randomness) -> str:
     """Runs the steps on `case`, cheapest first, until one decides; returns its name.
 
-    descend -> crown (with polytope) -> input-split where inputs are few -> alpha -> tighten -> branch ->
-    refutation (clause by clause, every neuron bounded again in each branch, with a mixed-integer program that
-    looks for witnesses) -> branch.
+    descend briefly -> crown (with polytope) -> descend -> input-split where inputs are few -> alpha ->
+    tighten -> branch -> refutation (clause by clause, every neuron bounded again in each branch, with a
+    mixed-integer program that looks for witnesses) -> branch.
     """
-    inputs = InputSet.of(case.x, case.threat)
-    found = search(case.graph, inputs, case.prop, randomness)
-    case.witness = None if found is None else case.check(found)
-    if case.done:
+    if _descended(case, randomness, steps=BRIEF, starts=1):
         return "descent"
     with torch.no_grad():
         relaxation = relax(
-            case.graph, case.x, case.threat, parallel_slope, adaptive_slope, deadline=case.deadline
+            case.graph, case.x, case.threat, parallel_slope, adaptive_slope, deadline=case.share(BOUNDING)
         )
         case.lower = torch.maximum(case.lower, clause_bounds(relaxation, case.prop)[0])
-        if has_maxima(case.graph) and not (case.done or case.late):
+        if case.done or case.late:
+            return "crown"
+        if _descended(case, randomness, steps=LONG, starts=STARTS):
+            return "descent"
+        if has_maxima(case.graph) and not case.late:
             # Slopes climb over the maxima themselves first: chains of ReLUs have looser lines.
             case.lower = torch.maximum(case.lower, _climbed(case, relaxation))
             if case.done or case.late:
@@ -108,6 +117,15 @@ def settle_case(case: Case, randomness: Randomness) -> str:
         if folded.neurons > NEURONS:
             return _on_ranges(case, relaxation)
         return _on_folded(case, folded, targets)
+
+
+def _descended(case: Case, randomness: Randomness, *, steps: int, starts: int) -> bool:
+    """Descends on the clauses that are open; says whether what it found settles the case."""
+    prop = replace(case.prop, clauses=tuple(case.prop.clauses[i] for i in case.open.tolist()))
+    inputs = InputSet.of(case.x, case.threat)
+    found = search(case.graph, inputs, prop, randomness, steps=steps, starts=starts)
+    case.witness = None if found is None else case.check(found)
+    return case.done
 
 
 def _climbed(case: Case, relaxation: Relaxation) -> Tensor:

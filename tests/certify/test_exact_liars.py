@@ -56,7 +56,7 @@ def test_lying_solvers_prove_nothing_false_and_hand_in_no_false_witness(value, m
 
     monkeypatch.setattr(WarmProgram, "solve", solve)
     monkeypatch.setattr(steps, "feasible_point", answer)
-    monkeypatch.setattr(steps, "search", lambda *args: None)
+    monkeypatch.setattr(steps, "search", lambda *args, **budget: None)
     for network, prop, side in hard_cases():
         verdict = settle(network, prop, seconds=0.5)
         assert verdict.status in ("open", "certified" if side > 0 else "broken")
