@@ -135,35 +135,6 @@ def combine(conversion: Conversion, name: str, first: Known, second: Known) -> S
     return conversion.call(PAIRS[name], fitted, value)
 
 
-@operator("Where")
-def where(conversion: Conversion) -> Known:
-    """One of two values or constants per entry, by a condition."""
-    parts = [conversion.input(place) for place in range(3)]
-    if isinstance(parts[0], np.ndarray):
-        return _masked(conversion, parts[0], parts[1:])
-    known = [place for place, part in enumerate(parts) if isinstance(part, Symbol)]
-    values = aligned(conversion, [conversion.symbol(place) for place in known])
-    largest = max(values, key=lambda value: value.example.numel())
-    arguments: list[Any] = [None] * 3
-    for place, value in zip(known, values, strict=True):
-        arguments[place] = value
-    for place in {0, 1, 2} - set(known):
-        kind = torch.bool if place == 0 else conversion.dtype
-        arguments[place] = torch.as_tensor(fit(conversion, conversion.fixed(place), largest), dtype=kind)
-    return conversion.call(torch.where, *arguments)
-
-
-def _masked(conversion: Conversion, mask: np.ndarray, parts: list[Known]) -> Known:
-    """One of two values or constants per entry, by a constant: a sum that certificates bound."""
-    first, second = (
-        combine(conversion, "Mul", part, where.astype(np.float64))
-        if isinstance(part, Symbol)
-        else np.where(where, np.asarray(part), 0)
-        for part, where in zip(parts, (mask, ~mask), strict=True)
-    )
-    return combine(conversion, "Add", first, second)
-
-
 @operator(*PAIRS, "Sum", "Mean")
 def pairwise(conversion: Conversion) -> Known:
     """Add, Sub, Mul, Div and comparisons of two inputs, and Sum, Mean, Max, Min of any number."""

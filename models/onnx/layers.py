@@ -48,11 +48,12 @@ def _of(conversion: Conversion, matrix: np.ndarray, value: Symbol) -> Symbol:
         weights = weights[0]
     if weights.dim() != 2:
         conversion.refuse(f"multiplies by a constant of shape {matrix.shape}, which is not understood")
-    rest = value.example.shape[1:]
     if len(value.shape) == 1:
         return linear(conversion, weights, None, value)
     if value.batched and len(value.shape) == 2:
-        conversion.refuse("multiplies the axis of the samples, which is not understood")
+        # A single row that a column is multiplied with: its first axis is none of samples.
+        value = conversion.call(torch.unsqueeze, value, 1, batched=False)
+    rest = value.example.shape[1:]
     if rest[-1] == 1:
         row = linear(conversion, weights, None, conversion.reshaped(value, value.shape[:-1]))
         return conversion.reshaped(row, (*row.shape, 1))

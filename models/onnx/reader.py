@@ -17,6 +17,7 @@ from onnx.checker import ValidationError
 from torch import Tensor, fx, nn
 
 import models.onnx.arithmetic
+import models.onnx.choice
 import models.onnx.einsum
 import models.onnx.layers
 import models.onnx.normalisation
@@ -92,8 +93,8 @@ def convert(model: ModelProto) -> OnnxNetwork:
     conversion = Conversion(DTYPES[kind], opsets)
     conversion.values.update(constants)
     conversion.placeholder(source.name, shape, batched)
-    for node in with_gelu(model).graph.node:
-        conversion.convert(node)
+    for operation in with_gelu(model).graph.node:
+        conversion.convert(operation)
     result = conversion.values.get(target.name)
     if not isinstance(result, Symbol):
         raise NotApplicable(f"output '{target.name}' does not depend on the input")
@@ -101,6 +102,10 @@ def convert(model: ModelProto) -> OnnxNetwork:
     if result.example.dim() != 2:
         logits = conversion.call(torch.reshape, result, (-1, result.example.numel()))
     conversion.graph.output(logits.node)
+    for node in reversed(conversion.graph.nodes):
+        # What no output needs may have no rule among the certificates'.
+        if not node.users and node.op not in ("placeholder", "output"):
+            conversion.graph.erase_node(node)
     network = fx.GraphModule(conversion.root, conversion.graph, "OnnxNetwork").eval()
     _check_samples(network, torch.full((2, *shape), 0.5, dtype=conversion.dtype), logits.example.shape[1])
     chain = as_chain(network, torch.full((1, *shape), 0.5, dtype=conversion.dtype))

@@ -137,6 +137,23 @@ def matrices() -> File:
     return file
 
 
+def column_of_one() -> File:
+    """W x + b, twice, for a column x of one entry, whose first axis is not the samples'."""
+    file = File(1, 1)
+    for before, after in ((1, 4), (4, 3)):
+        file.add("MatMul", file.weights(after, before), file.last)
+        file.add("Relu", file.add("Add", file.last, file.weights(after, 1)))
+    return file
+
+
+def guarded_softplus(threshold: float) -> File:
+    """x above a threshold, else softplus(x), as PyTorch's exporter writes the softplus."""
+    file = File(*IMAGE)
+    soft = file.add("Softplus", "x")
+    file.add("Where", file.add("Greater", "x", file.constant(threshold)), "x", soft)
+    return file
+
+
 def averaged() -> File:
     """The mean of x, relu(x) and a constant."""
     file = File(1, 4)
@@ -283,6 +300,9 @@ CASES: dict[str, tuple[File, int, str | None]] = {
     "a column of biases": (column_of_biases(), 13, BOUNDED),
     "entries one by one": (single_entries(), 13, BOUNDED),
     "a square by multiplication": (squared(), 13, BOUNDED),
+    "a column of one entry": (column_of_one(), 13, BOUNDED),
+    "softplus by an exporter": (guarded_softplus(20.0), 13, BOUNDED),
+    "softplus cut early": (guarded_softplus(0.5), 13, "gt"),
     "mean of values": (averaged(), 13, BOUNDED),
     "slopes per channel": (one("PRelu", [[[0.3]], [[-0.2]]]), 13, BOUNDED),
     "selu": (one("Selu"), 13, BOUNDED),

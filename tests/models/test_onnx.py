@@ -181,10 +181,13 @@ def test_a_chain_of_layers_becomes_one(tmp_path: Path) -> None:
             more = [file.last]
         file.add(name, logits, *more)
         assert not isinstance(convert(file.model()).network, nn.Sequential) or name == "Relu"
-    # A node behind the output is no part of the network.
+    # Nodes behind the output are no part of the network.
     content = file.model()
     content.graph.output[0].name = logits
-    assert not isinstance(convert(content).network, nn.Sequential)
+    shorter = convert(content)
+    assert [type(layer).__name__ for layer in shorter.network.children()] == kinds
+    (tmp_path / "shorter.onnx").write_bytes(content.SerializeToString())
+    assert check_agreement(shorter, Runtime(tmp_path / "shorter.onnx", shorter), low - 1, low + 1) < 1e-6
 
 
 @pytest.mark.parametrize("half", ["last", "first"])
