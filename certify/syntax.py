@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from models.errors import UserError
@@ -20,13 +20,13 @@ ROUNDING = 1e-14
 ALTERNATIVES = 200_000
 
 
-@dataclass
+@dataclass(slots=True)
 class Expression:
     """A token (`text`), or a list of `parts` that starts at the same place."""
 
     text: str
     line: int
-    parts: list[Expression] = field(default_factory=list)
+    parts: Sequence[Expression] = ()
 
     def fail(self, reason: str) -> NoReturn:
         """Raises UserError that names line and token."""
@@ -48,32 +48,33 @@ class Expression:
 def expressions(text: str) -> Iterator[Expression]:
     """The lists at the top level of a text, in order."""
     line = 1
-    stack: list[Expression] = []
+    stack: list[tuple[Expression, list[Expression]]] = []
     for match in TOKEN.finditer(text):
-        token = match.group()
-        if token == "\n":
-            line += 1
-        elif token.startswith(";"):
-            continue
-        elif token == "(":
-            stack.append(Expression("", line))
+        token = match[0]
+        if token == "(":
+            parts: list[Expression] = []
+            stack.append((Expression("", line, parts), parts))
         elif token == ")":
             if not stack:
                 raise UserError(f"line {line}: ')' closes nothing")
-            done = stack.pop()
+            done = stack.pop()[0]
             if stack:
-                stack[-1].parts.append(done)
+                stack[-1][1].append(done)
             else:
                 yield done
+        elif token == "\n":
+            line += 1
+        elif token[0] == ";":
+            continue
         elif not stack:
             raise UserError(f"line {line}: '{token}' stands outside of any list")
         else:
-            stack[-1].parts.append(Expression(token, line))
+            stack[-1][1].append(Expression(token, line))
     if stack:
-        stack[-1].fail("is not closed at the end of the file")
+        stack[-1][0].fail("is not closed at the end of the file")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Linear:
     """sum of factors[name] * name + constant, at a line of the file; as a constraint it is <= 0, or < 0."""
 
@@ -84,7 +85,7 @@ class Linear:
 
     def bounds_an_input(self) -> bool:
         """Whether it speaks of one input and nothing else."""
-        return len(self.factors) == 1 and not self.names("Y")
+        return len(self.factors) == 1 and next(iter(self.factors))[0] == "X"
 
     def names(self, letter: str) -> dict[int, float]:
         """The factors of the inputs "X" or the outputs "Y" by their number."""
@@ -160,6 +161,11 @@ def linear_constraints(formula: Expression, declared: dict[str, int]) -> list[Li
     word = formula.head()
     if len(formula.parts) < 3:
         formula.fail(f"has {len(formula.parts) - 1} arguments: write ({word.text} TERM TERM)")
+    strict = word.text in ("<", ">")
+    if len(formula.parts) == 3 and word.text != "=":
+        bound = _bound(formula, strict, declared)
+        if bound is not None:
+            return [bound]
     terms = [linear_term(part, declared) for part in formula.parts[1:]]
     found = []
     for first, second in itertools.pairwise(terms):
@@ -167,7 +173,18 @@ def linear_constraints(formula: Expression, declared: dict[str, int]) -> list[Li
             found.append(first.plus(second.times(-1.0)))
         if word.text in (">=", ">", "="):
             found.append(second.plus(first.times(-1.0)))
-    return [replace(one, strict=word.text in ("<", ">")) for one in found]
+    return [replace(one, strict=strict) for one in found]
+
+
+def _bound(formula: Expression, strict: bool, declared: dict[str, int]) -> Linear | None:
+    """An inequality of a name and a number, as most of a file's are, without the way through terms."""
+    word, name, number = formula.parts
+    side = 1.0 if word.text[0] == "<" else -1.0
+    if number.text in declared:
+        name, number, side = number, name, -side
+    if name.text not in declared or not number.text or number.text in declared:
+        return None
+    return Linear({name.text: side}, 0.0 - side * _number(number), number.line, strict)
 
 
 def disjuncts(formula: Expression, declared: dict[str, int]) -> list[list[Linear]]:

@@ -9,6 +9,7 @@ verification with VNN-LIB and CoCoNet".
 
 from __future__ import annotations
 
+import gc
 import gzip
 import itertools
 import math
@@ -75,6 +76,17 @@ def read_vnnlib(path: Path) -> Specification:
 
 def parse_vnnlib(text: str) -> Specification:
     """The properties in the text of a .vnnlib file."""
+    # A file becomes a million small objects without a cycle, which the collector would go through for naught.
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        return _parsed(text)
+    finally:
+        if collected:
+            gc.enable()
+
+
+def _parsed(text: str) -> Specification:
     declared: dict[str, int] = {}
     alternatives: list[list[list[Linear]]] = []
     for command in expressions(text):
@@ -113,8 +125,7 @@ def _sums(constraints: Iterable[Linear]) -> dict[Sum, int]:
     """The sums of inputs that constraints other than bounds speak of, numbered."""
     found: dict[Sum, int] = {}
     for constraint in constraints:
-        one = tuple(constraint.names("X").items())
-        if one and not constraint.bounds_an_input():
+        if not constraint.bounds_an_input() and (one := tuple(constraint.names("X").items())):
             found.setdefault(one, len(found))
     return found
 
@@ -160,7 +171,8 @@ class _Box:
         for constraint in constraints:
             if not constraint.bounds_an_input():
                 continue
-            ((place, factor),) = constraint.names("X").items()
+            ((name, factor),) = constraint.factors.items()
+            place = int(name[2:])
             edge = -constraint.constant / factor
             if factor > 0:
                 above[place] = min(above[place], edge)

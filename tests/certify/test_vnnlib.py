@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import gzip
 import operator
 from functools import reduce
@@ -183,6 +185,18 @@ def test_many_assertions_are_read_in_time_that_grows_with_their_number() -> None
     specification = parse_vnnlib("\n".join(lines))
     assert specification.inputs == count
     assert len(specification.properties[0].clauses) == 199
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_reading_leaves_the_garbage_collector_as_it_was(collecting: bool) -> None:
+    (gc.enable if collecting else gc.disable)()
+    try:
+        for text in (DECLARED + BOX + "(assert (<= Y_0 1))", "(assert"):
+            with contextlib.suppress(UserError):
+                parse_vnnlib(text)
+            assert gc.isenabled() == collecting
+    finally:
+        gc.enable()
 
 
 SAFE = DECLARED + BOX
