@@ -50,6 +50,9 @@ LONG, STARTS = 40, 4
 # The part of the time that the first bounds may take: what they do not settle may still be broken.
 BOUNDING = 0.7
 
+# Entries of the clauses' rows over the widest values that are bounded between two looks at the clock.
+ROW_ENTRIES = 2**18
+
 # Up to this many inputs, cutting their box is worth more than fixing the phases of ReLUs.
 FEW_INPUTS = 16
 
@@ -88,7 +91,7 @@ def settle_case(case: Case, randomness: Randomness) -> str:
         relaxation = relax(
             case.graph, case.x, case.threat, parallel_slope, adaptive_slope, deadline=case.share(BOUNDING)
         )
-        case.lower = torch.maximum(case.lower, clause_bounds(relaxation, case.prop)[0])
+        _bound_clauses(case, relaxation)
         if case.done or case.late:
             return "crown"
         if _descended(case, randomness, steps=LONG, starts=STARTS):
@@ -102,7 +105,7 @@ def settle_case(case: Case, randomness: Randomness) -> str:
                 relaxation, parallel_slope, adaptive_slope, deadline=case.deadline
             )
             case.graph = relaxation.graph
-            case.lower = torch.maximum(case.lower, clause_bounds(relaxation, case.prop)[0])
+            _bound_clauses(case, relaxation)
         if case.done or case.late:
             return "crown"
         if case.x[0].numel() <= FEW_INPUTS and case.threat.norm == "linf" and _split_inputs(case):
@@ -123,9 +126,23 @@ def _descended(case: Case, randomness: Randomness, *, steps: int, starts: int) -
     """Descends on the clauses that are open; says whether what it found settles the case."""
     prop = replace(case.prop, clauses=tuple(case.prop.clauses[i] for i in case.open.tolist()))
     inputs = InputSet.of(case.x, case.threat)
-    found = search(case.graph, inputs, prop, randomness, steps=steps, starts=starts)
+    found = search(case.graph, inputs, prop, randomness, steps=steps, starts=starts, deadline=case.share(0.3))
     case.witness = None if found is None else case.check(found)
     return case.done
+
+
+def _bound_clauses(case: Case, relaxation: Relaxation) -> None:
+    """Books what the relaxation's lines prove of each clause, of few clauses at a time until it is late."""
+    clauses = case.prop.clauses
+    widest = max(shape.numel() for shape in relaxation.graph.shapes(relaxation.x))
+    most = max(len(clause.offsets) for clause in clauses)
+    size = max(1, ROW_ENTRIES // (widest * most))
+    for start in range(0, len(clauses), size):
+        if case.late:
+            return
+        part = slice(start, start + size)
+        found = clause_bounds(relaxation, replace(case.prop, clauses=clauses[part]))[0]
+        case.lower[part] = torch.maximum(case.lower[part], found)
 
 
 def _climbed(case: Case, relaxation: Relaxation) -> Tensor:

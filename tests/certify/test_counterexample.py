@@ -1,0 +1,103 @@
+"""The descent that looks for counterexamples first, and what a time limit leaves of it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from certify import counterexample
+from certify import settle as steps
+from certify.case import Case
+from certify.counterexample import search
+from certify.graph import Graph, trace
+from certify.input_set import InputSet
+from certify.property import Clause, Property
+from models.randomness import Randomness
+from models.region import Region
+from tests.certify.planes import small_network
+
+RIVALS, WEAK = 30, 17
+
+
+def a_ramp():
+    """x from (2,) to RIVALS + 1 outputs: only output WEAK may come up to the first, in one corner."""
+    network = nn.Linear(2, RIVALS + 1).double()
+    with torch.no_grad():
+        network.weight.zero_()
+        network.bias.copy_(torch.linspace(-9.0, -5.0, RIVALS + 1))
+        network.bias[0], network.bias[WEAK] = 0.0, -0.95
+        network.weight[WEAK] = 0.5
+    rows = torch.zeros(RIVALS, 1, RIVALS + 1)
+    rows[:, 0, 0] = 1.0
+    rows[torch.arange(RIVALS), 0, torch.arange(1, RIVALS + 1)] = -1.0
+    clauses = tuple(Clause(row, torch.zeros(1)) for row in rows)
+    return network, Property(-torch.ones(2), torch.ones(2), clauses)
+
+
+def asked(monkeypatch):
+    """The clauses of each descent, in order."""
+    found, descend = [], counterexample._descend
+    monkeypatch.setattr(counterexample, "_descend", lambda *given: found.append(given[3]) or descend(*given))
+    return found
+
+
+def box_of(prop):
+    region = Region(low=prop.lower.double()[None], high=prop.upper.double()[None])
+    return region, InputSet.of(region.centre, region)
+
+
+@pytest.mark.parametrize("entries", [1, 10**6])
+def test_the_clauses_nearest_to_unsafe_come_first(entries, monkeypatch) -> None:
+    """One at a time the weak one is first, and the last; together they keep their order."""
+    monkeypatch.setattr(counterexample, "ENTRIES", entries)
+    network, prop = a_ramp()
+    descents = asked(monkeypatch)
+    _, inputs = box_of(prop)
+    found = search(trace(network), inputs, prop, Randomness(3), steps=40, starts=4)
+    assert prop.excess(network(found)) <= 0
+    assert descents == [(prop.clauses[WEAK - 1],) if entries == 1 else prop.clauses]
+
+
+def test_a_descent_ends_with_its_time(monkeypatch) -> None:
+    """What cannot be broken is not descended on any more once the time is up."""
+    monkeypatch.setattr(counterexample, "ENTRIES", 1)
+    network, prop = a_ramp()
+    with torch.no_grad():
+        network.bias[WEAK] = -3.0
+    descents = asked(monkeypatch)
+    graph, (_, inputs) = trace(network), box_of(prop)
+    assert search(graph, inputs, prop, Randomness(3), steps=40, starts=4) is None
+    assert len(descents) == RIVALS
+    passes, values = [], Graph.values
+    monkeypatch.setattr(Graph, "values", lambda self, x: passes.append(x) or values(self, x))
+    assert (
+        search(graph, inputs, prop, Randomness(3), steps=40, starts=4, deadline=time.monotonic() - 1) is None
+    )
+    assert len(descents) == RIVALS + 1
+    assert len(passes) == 2
+
+
+@pytest.mark.parametrize("entries", [1, 10**6])
+def test_clauses_are_bounded_in_parts_as_together_and_not_when_it_is_late(entries, monkeypatch) -> None:
+    monkeypatch.setattr(steps, "ROW_ENTRIES", entries)
+    network = small_network(2, 8, 3, seed=0)
+    clauses = tuple(
+        Clause(torch.randn(1 + i % 2, 3, generator=torch.Generator().manual_seed(i)), torch.ones(1 + i % 2))
+        for i in range(5)
+    )
+    prop = Property(-torch.ones(2), torch.ones(2), clauses)
+    region, _ = box_of(prop)
+    graph = trace(network.double())
+    relaxation = steps.relax(graph, region.centre, region, steps.parallel_slope, steps.adaptive_slope)
+
+    def bounded(deadline):
+        lower = torch.full((5,), -torch.inf, dtype=torch.float64)
+        case = Case(graph, region.centre, region, prop, 0.0, lambda point: None, deadline, lower)
+        steps._bound_clauses(case, relaxation)
+        return case.lower
+
+    assert torch.allclose(bounded(torch.inf), steps.clause_bounds(relaxation, prop)[0], rtol=1e-9)
+    assert bounded(time.monotonic() - 1).eq(-torch.inf).all()
