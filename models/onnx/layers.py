@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.onnx.arithmetic import aligned, combine
 from models.onnx.conversion import Conversion, Known, Symbol, operator
-from models.onnx.shapes import cut
+from models.onnx.shapes import cut, permuted
 
 Pair = tuple[int, int]
 
@@ -101,9 +101,9 @@ def gemm(conversion: Conversion) -> Known:
 def _turned(conversion: Conversion, value: Known) -> Known:
     if isinstance(value, np.ndarray):
         return value.T
-    if not isinstance(value, Symbol) or value.batched or len(value.shape) != 2:
-        conversion.refuse("transposes the axis of the samples, which is not understood")
-    return conversion.call(torch.transpose, value, -1, -2)
+    if not isinstance(value, Symbol) or len(value.shape) != 2:
+        conversion.refuse("transposes what is no matrix")
+    return permuted(conversion, value, [1, 0])
 
 
 def window(conversion: Conversion, kernel: list[int], sizes: list[int]) -> tuple[list[int], ...]:
@@ -206,7 +206,9 @@ def _cut_off(conversion: Conversion, whole: list[int], same: list[int]) -> tuple
 @operator("BatchNormalization")
 def batch_normalization(conversion: Conversion) -> Known:
     """Normalisation by the running statistics in the file."""
-    if conversion.attribute("training_mode", 0):
+    statistics = [name for name in conversion.current.output[1:] if name]
+    old = conversion.opsets.get("", 1) < 14
+    if conversion.attribute("training_mode", 0) or (old and statistics):
         conversion.refuse("in training mode mixes samples: export the network in eval mode")
     value = conversion.symbol()
     value = conversion.with_samples(value, len(value.shape))

@@ -12,7 +12,7 @@ import onnx
 import onnx.inliner
 import torch
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 from onnx.checker import ValidationError
 from torch import Tensor, fx, nn
 
@@ -93,7 +93,7 @@ def convert(model: ModelProto) -> OnnxNetwork:
     conversion = Conversion(DTYPES[kind], opsets)
     conversion.values.update(constants)
     conversion.placeholder(source.name, shape, batched)
-    for operation in with_gelu(model).graph.node:
+    for operation in _needed(with_gelu(model).graph):
         conversion.convert(operation)
     result = conversion.values.get(target.name)
     if not isinstance(result, Symbol):
@@ -103,13 +103,27 @@ def convert(model: ModelProto) -> OnnxNetwork:
         logits = conversion.call(torch.reshape, result, (-1, result.example.numel()))
     conversion.graph.output(logits.node)
     for node in reversed(conversion.graph.nodes):
-        # What no output needs may have no rule among the certificates'.
+        # What a rule has left out may have none among the certificates'.
         if not node.users and node.op not in ("placeholder", "output"):
             conversion.graph.erase_node(node)
     network = fx.GraphModule(conversion.root, conversion.graph, "OnnxNetwork").eval()
     _check_samples(network, torch.full((2, *shape), 0.5, dtype=conversion.dtype), logits.example.shape[1])
     chain = as_chain(network, torch.full((1, *shape), 0.5, dtype=conversion.dtype))
     return OnnxNetwork(chain, shape, declared, logits.example.shape[1])
+
+
+def _needed(graph: GraphProto) -> list[NodeProto]:
+    """The nodes that the outputs depend on, in order: of what is left out nothing has to be understood."""
+    wanted, found = {value.name for value in graph.output}, []
+    for node in reversed(graph.node):
+        inner = any(attribute.HasField("g") for attribute in node.attribute)
+        if inner:
+            # The graph inside may read any name.
+            return list(graph.node)
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            found.append(node)
+    return found[::-1]
 
 
 def _check_samples(network: nn.Module, x: Tensor, outputs: int) -> None:

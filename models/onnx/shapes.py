@@ -211,9 +211,10 @@ def gather(conversion: Conversion) -> Known:
     dim = conversion.dimension(value, axis)
     if places.ndim == 0:
         return cut(conversion, value, {dim: int(places)})
-    if places.ndim != 1 or not len(places):
+    if not places.size:
         conversion.refuse(f"of entries in the shape {places.shape} is not understood")
-    return picked(conversion, value, dim, places)
+    row = picked(conversion, value, dim, places.reshape(-1))
+    return conversion.reshaped(row, (*value.shape[:axis], *places.shape, *value.shape[axis + 1 :]))
 
 
 @operator("Expand")

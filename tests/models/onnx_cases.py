@@ -154,6 +154,23 @@ def guarded_softplus(threshold: float) -> File:
     return file
 
 
+def row_turned_into_a_column() -> File:
+    """Gemm of a matrix with the input transposed, a column, and back."""
+    file = File(1, 4)
+    file.add("Gemm", file.weights(3, 4), "x", file.weights(3, 1), transB=1)
+    file.add("Gemm", file.add("Relu"), file.weights(3, 2), transA=1)
+    return file
+
+
+def with_a_stray_label() -> File:
+    """A network whose file finds the label too, which is not among its outputs."""
+    file = File(1, 4)
+    logits = file.add("Gemm", "x", file.weights(4, 3))
+    file.add("Cast", file.add("ArgMax", logits), to=1)
+    file.add("Relu", logits)
+    return file
+
+
 def averaged() -> File:
     """The mean of x, relu(x) and a constant."""
     file = File(1, 4)
@@ -300,6 +317,10 @@ CASES: dict[str, tuple[File, int, str | None]] = {
     "a column of biases": (column_of_biases(), 13, BOUNDED),
     "entries one by one": (single_entries(), 13, BOUNDED),
     "a square by multiplication": (squared(), 13, BOUNDED),
+    "a row turned into a column": (row_turned_into_a_column(), 13, BOUNDED),
+    "a stray label": (with_a_stray_label(), 13, BOUNDED),
+    "gather a table": (one("Gather", [[2, 0, 0], [-1, 1, 4]], axis=2), 13, BOUNDED),
+    "gather a table without samples": (one("Gather", [[2, 0]], axis=0, shape=(3, 4)), 13, BOUNDED),
     "a column of one entry": (column_of_one(), 13, BOUNDED),
     "softplus by an exporter": (guarded_softplus(20.0), 13, BOUNDED),
     "softplus cut early": (guarded_softplus(0.5), 13, "gt"),

@@ -246,7 +246,11 @@ def refused(*shape: int, opset: int = 13, **nodes: object) -> onnx.ModelProto:
 
 REFUSED = {
     "an operator": (refused(1, 4, TopK=([[2]], {})), r"TopK \('topk_0_0'\)"),
-    "entries in a square": (refused(1, 4, Gather=([[[2, 0]]], {"axis": 1})), r"Gather .*\(1, 2\)"),
+    "no entries": (refused(1, 4, Gather=([np.zeros(0, np.int64)], {"axis": 1})), r"Gather .*\(0,\)"),
+    "statistics of the batch": (
+        refused(1, 4, opset=9, BatchNormalization=([np.ones(4)] * 4, {"outputs": 5})),
+        "BatchNormalization .*training mode mixes samples",
+    ),
     "enlarged": (refused(1, 4, Add=([np.ones((3, 1))], {})), r"Add .*\(3, 1\)"),
     "samples backwards": (refused(1, 4, Slice=([[-1], [-9], [0], [-1]], {})), "Slice .*samples"),
     "reflected too far": (refused(1, 4, Pad=([[0, 4, 0, 1]], {"mode": "reflect"})), "Pad .*4 entries"),
