@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from certify.exact import settle
 from certify.graph import trace
+from certify.many import still_open
 from certify.property import Property
 from certify.vnnlib import Specification, read_vnnlib
 from models.errors import NotApplicable, UserError
@@ -135,7 +136,8 @@ def verify(onnx: Path, vnnlib: Path, seconds: float, seed: int = 0) -> Answer:
     instance = load(onnx, vnnlib)
     prepared = time.perf_counter()
     deadline = start + seconds
-    waiting, note, denied = list(instance.properties), "", False
+    note, denied = "", False
+    waiting = still_open(instance.exact, instance.properties, time.monotonic() + 0.3 * seconds)
     for _ in range(2):
         # The second time round, what some left over goes to those still open.
         undecided = []

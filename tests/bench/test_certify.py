@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import re
 from pathlib import Path
 
@@ -192,6 +193,25 @@ def test_random_networks_are_never_proved_where_sampling_breaks_them(
     for threshold, verdict in ((largest - 0.05, "sat"), (largest + 20, "unsat")):
         text = reach(-1, 1, f"(>= Y_0 {threshold})", draw.shape[1], len(seen[0]))
         (tmp_path / "p.vnnlib").write_text(text, encoding="utf-8")
+        code, shown, _ = inside(capsys, "--onnx", path, "--vnnlib", tmp_path / "p.vnnlib", "--timeout", 60)
+        assert (code, shown.split("\n")[0]) == (0, verdict)
+
+
+def test_of_many_boxes_each_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Forty boxes of inputs, each with a threshold of its own above what it reaches, but the last one's."""
+    path = acas().write(tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(path)
+    cases, ends = [], np.linspace(-0.5, 0.5, 41)
+    for low, high in itertools.pairwise(ends):
+        draw = np.random.default_rng(0).uniform(low, high, (200, 1, 1, 1, 5)).astype(np.float32)
+        most = max(float(session.run(None, {"x": row})[0][0, 0]) for row in draw[:, None, 0])
+        box = " ".join(f"(>= X_{i} {low}) (<= X_{i} {high})" for i in range(5))
+        cases.append((f"(and {box} (>= Y_0 {{}}))", most))
+    declared = "".join(f"(declare-const {letter}_{i} Real)" for letter in "XY" for i in range(5))
+    for last, verdict in ((1.0, "unsat"), (-0.001, "sat")):
+        more = [1.0] * 39 + [last]
+        parts = [case.format(most + plus) for (case, most), plus in zip(cases, more, strict=True)]
+        (tmp_path / "p.vnnlib").write_text(f"{declared}(assert (or {' '.join(parts)}))", encoding="utf-8")
         code, shown, _ = inside(capsys, "--onnx", path, "--vnnlib", tmp_path / "p.vnnlib", "--timeout", 60)
         assert (code, shown.split("\n")[0]) == (0, verdict)
 
