@@ -95,8 +95,9 @@ def _chain(network: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
         and not isinstance(network.padding, str)
     )
     if not (flat or plain or type(network) in (nn.Linear, nn.ReLU)):
+        place = f"layer '{prefix.rstrip('.')}'" if prefix else "the network"
         raise NotApplicable(
-            f"layer '{prefix.rstrip('.')}' ({type(network).__name__}) has no proof files: they speak of "
+            f"{place} ({type(network).__name__}) has no proof files: they speak of "
             "chains of Linear, Conv2d (zero padding, one group), Flatten and ReLU"
         )
     return [] if flat else [(prefix, network)]

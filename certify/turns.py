@@ -108,7 +108,12 @@ def _refute(
         place = groups[one.group]
         case.lower[place] = max(float(case.lower[place]), one.slack)
         tree.drop(one.group)
-    elif solver and one.witness is None and one.unfinished and seconds == SOLVER_TURN and not case.late:
+    elif solver and one.witness is None and _asks(one, seconds) and not case.late:
         solver(case, one, time.monotonic() + seconds)
     if one.witness is not None:
         case.witness = one.witness
+
+
+def _asks(one: Search, seconds: float) -> bool:
+    """Whether it is the solver's turn: once on the way, and where a search ends without an answer."""
+    return seconds == SOLVER_TURN if one.unfinished else True

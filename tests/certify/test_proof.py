@@ -562,7 +562,7 @@ def test_the_checker_runs_as_a_file_of_its_own(honest, tmp_path):
         (lambda: model("mlp"), ThreatModel("l2", 0.1), "proof files speak of linf and an eps, not of 'l2'"),
         (lambda: model("max-pool"), linf(0.1), "layer '1' \\(MaxPool2d\\) has no proof files"),
         (lambda: model("leaky"), linf(0.1), "layer '2' \\(LeakyReLU\\) has no proof files"),
-        (lambda: model("residual"), linf(0.1), "\\(Residual\\) has no proof files"),
+        (lambda: model("residual"), linf(0.1), "the network \\(Residual\\) has no proof files"),
     ],
 )
 def test_what_has_no_proof_files_is_refused_by_name(judged, threat, message, tmp_path):
