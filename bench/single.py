@@ -82,7 +82,8 @@ def certify(
         Path | None, typer.Option(help="Run every onnx,vnnlib,timeout line of this file.")
     ] = None,
     results: Annotated[
-        Path | None, typer.Option(help="The batch's answers, one row each (default results.csv).")
+        Path | None,
+        typer.Option(help="The batch's answers (default results.csv); what has a row there is not run again."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the searches.")] = 0,
 ) -> None:

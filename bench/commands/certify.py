@@ -72,11 +72,15 @@ def _batch(batch: Path, timeout: float | None, witness: Path | None, results: Pa
     """Runs every line that has no row yet; a row is appended as soon as its line is finished.
 
     The columns are VNN-COMP's, without a header: category (the folder's name), onnx, vnnlib, seconds
-    of preparation, result, seconds of verification. Rows that say `error` are run again.
+    of preparation, result, seconds of verification. Rows that say `error` are run again. Those of other
+    categories are kept, and answer nothing here: two batches may call different files alike.
     """
     lines, folder = _lines(batch, timeout), batch.resolve().parent
-    kept = _finished(results)
-    finished = Counter((row[1], row[2]) for row in kept)
+    kept = _finished(results, folder.name)
+    finished = Counter((row[1], row[2]) for row in kept if row[0] == folder.name)
+    known = finished & Counter((line.onnx, line.vnnlib) for line in lines)
+    if known:
+        print(f"{results} has answers to {known.total()} of {len(lines)} lines: they are not run again")
     _write(results, _text(kept))
     failed = 0
     for number, line in enumerate(lines, start=1):
@@ -97,7 +101,7 @@ def _batch(batch: Path, timeout: float | None, witness: Path | None, results: Pa
             _write(witness / _witness_name(line), answer.witness())
         _append(results, folder.name, line, answer)
         print(f"[{number}/{len(lines)}] {line.onnx} {line.vnnlib}: {answer.result}", flush=True)
-    counts = Counter(row[4] for row in _whole(results))
+    counts = Counter(row[4] for row in _whole(results) if row[0] == folder.name)
     print(
         f"{results}: {', '.join(f'{count} {word}' for word, count in sorted(counts.items())) or 'no answers'}"
     )
@@ -131,9 +135,9 @@ def _brief(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
-def _finished(results: Path) -> list[list[str]]:
-    """The rows of an earlier call that need not be run again."""
-    return [row for row in _whole(results) if row[4] != "error"]
+def _finished(results: Path, category: str) -> list[list[str]]:
+    """The rows of earlier calls, without those of `category` that are run again."""
+    return [row for row in _whole(results) if row[0] != category or row[4] != "error"]
 
 
 def _whole(results: Path) -> list[list[str]]:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import itertools
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -302,6 +303,37 @@ def test_a_batch_keeps_its_rows_and_continues(folder: Path, capsys: pytest.Captu
     again = list(csv.reader(results.read_text(encoding="utf-8").splitlines()))
     assert [row[4] for row in again] == ["timeout", "unsat", "sat"]
     assert again[0] == [*rows[0][:4], "timeout", rows[0][5]]
+
+
+def test_a_batch_takes_no_answer_from_another_folder_whose_files_are_called_alike(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = folder / "results.csv"
+    for category, wanted in {"first": "holds", "second": "fails", "third": "absent"}.items():
+        (folder / category).mkdir()
+        shutil.copy(folder / "net.onnx", folder / category / "net.onnx")
+        if wanted != "absent":
+            shutil.copy(folder / f"{wanted}.vnnlib", folder / category / "p.vnnlib")
+        (folder / category / "instances.csv").write_text("net.onnx,p.vnnlib,30\n", encoding="utf-8")
+
+    def answers(category: str) -> tuple[list[list[str]], str]:
+        arguments = ("--batch", folder / category / "instances.csv", "--results", results)
+        _, shown, _ = inside(capsys, *arguments)
+        rows = csv.reader(results.read_text(encoding="utf-8").splitlines())
+        return [[row[0], row[4]] for row in rows], shown
+
+    first, second, third = ["first", "unsat"], ["second", "sat"], ["third", "error"]
+    assert answers("first")[0] == [first]
+    rows, shown = answers("second")
+    assert rows == [first, second]
+    assert "results.csv: 1 sat\n" in shown
+    assert "not run again" not in shown
+    assert answers("third")[0] == [first, second, third]
+    # Nothing of this batch runs again, and the others' rows stay as they are.
+    rows, shown = answers("first")
+    assert rows == [first, second, third]
+    assert "has answers to 1 of 1 lines: they are not run again" in shown
+    assert answers("third")[0] == [first, second, third]
 
 
 def test_a_stopped_batch_has_the_rows_it_finished(
