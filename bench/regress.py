@@ -73,6 +73,8 @@ def load_baseline(path: Path) -> pd.DataFrame:
     missing = [name for name in KEPT if name not in frame.columns]
     if missing:
         raise UserError(f"{path} is no baseline: it lacks {', '.join(missing)}")
+    if not len(frame):
+        raise UserError(f"baseline {path} has no rows, so that anything would pass: --update it")
     return frame
 
 

@@ -175,6 +175,13 @@ def test_a_table_that_is_no_baseline_is_refused(tmp_path: Path) -> None:
         load_baseline(path)
 
 
+def test_a_baseline_without_rows_does_not_let_everything_pass(tmp_path: Path) -> None:
+    path = tmp_path / "ci.parquet"
+    save_baseline(outcomes(*run()).iloc[:0], path)
+    with pytest.raises(UserError, match="has no rows"):
+        load_baseline(path)
+
+
 def test_junit_parses_and_names_what_failed(tmp_path: Path) -> None:
     found = moves(tmp_path, run(reach=[0.05, None, None, None])[:2])
     suite = ElementTree.fromstring(junit(found, 0))
