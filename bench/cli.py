@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from enum import StrEnum
@@ -193,9 +194,9 @@ def main(arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         where = error.filename or "a file"
-        print(
-            f"error: {where}: {error.strerror or error}: name a place that is there and open", file=sys.stderr
-        )
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way = "make room, the same command continues" if full else "name a place that is there and open"
+        print(f"error: {where}: {error.strerror or error}: {way}", file=sys.stderr)
         return 2
     except Exception as error:
         if debug:

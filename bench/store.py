@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,14 +46,12 @@ class Store:
 
     def put(self, record: Record) -> None:
         """Stores a record under its cell's identity, replacing an older one."""
-        self.records.mkdir(parents=True, exist_ok=True)
         frame = record.outcomes[list(COLUMNS)].astype(COLUMNS)
         table = pyarrow.Table.from_pandas(frame, preserve_index=False)
         table = table.replace_schema_metadata({KEY: record.header.model_dump_json().encode()})
-        final = self.path(record.cell.id)
-        partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
-        pyarrow.parquet.write_table(table, partial, write_page_checksum=True)
-        os.replace(partial, final)
+        content = io.BytesIO()
+        pyarrow.parquet.write_table(table, content, write_page_checksum=True)
+        write_atomically(self.path(record.cell.id), content.getvalue())
 
     def get(self, cell_id: str) -> Record | None:
         """The record of a cell, or None; raises DamagedRecord where its file cannot be read."""

@@ -13,11 +13,18 @@ LONGEST = 200
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes `content` so that no reader ever sees half a file."""
+    """Writes `content` so that no reader ever sees half a file; raises OSError that names it.
+
+    What was written of a file that did not fit, as on a full disk, is removed again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def check_writable(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,16 @@ def test_a_zero_gradient_and_none_are_flags_under_the_bracket() -> None:
 def test_a_model_of_another_family_says_why_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--model", "nin", "--dry-run"]) == 2
     assert "is trained for cifar10-jpeg, not for mnist5k" in capsys.readouterr().err
+
+
+def test_a_full_disk_says_which_file_and_that_room_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "run.json"))
+
+    monkeypatch.setattr("bench.commands.table.execute", full)
+    assert main(["table", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path / 'run.json'}: No space left on device: make room, the same command continues\n"
+    )

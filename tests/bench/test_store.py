@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -171,6 +172,25 @@ def test_a_kill_between_write_and_rename_keeps_the_older_record(
         with pytest.raises(Killed):
             store.put(attacked(CELLS[0], [None, None]))
     assert store.path(CELLS[0].id).read_bytes() == before
+
+
+def test_a_record_for_which_there_is_no_room_leaves_nothing_and_keeps_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = filled(tmp_path)
+    before = {path: path.read_bytes() for path in store.records.iterdir()}
+
+    def full(path: Path, content: bytes) -> None:
+        with path.open("wb") as stream:
+            stream.write(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left") as refusal:
+            store.put(attacked(CELLS[0], [None, None]))
+    assert refusal.value.filename == str(store.path(CELLS[0].id))
+    assert {path: path.read_bytes() for path in store.records.iterdir()} == before
 
 
 class InOrder:
