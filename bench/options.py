@@ -21,6 +21,14 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+KEPT = {
+    "run": "finished cells are kept, the same command continues",
+    "check": "finished cells are kept where --out names a folder, the same command continues",
+    "train": "finished epochs are kept, the same command continues",
+    "certify": "a batch keeps its finished rows, the same command continues",
+}
+"""What a command that is interrupted leaves behind; the others compute one answer and leave nothing."""
+
 Out = Annotated[Path, typer.Option(help="Folder of records and leaderboards.")]
 DataRoot = Annotated[
     Path | None, typer.Option(envvar="RHOBUST_DATA", help="Folder that holds data sets (MNIST/raw, ...).")
@@ -65,6 +73,6 @@ def finish(command: str, *arguments: Any) -> NoReturn:
     try:
         code = int(load(command).execute(*arguments))
     except KeyboardInterrupt:
-        print("stopped: finished cells are kept, the same command continues", file=sys.stderr)
+        print(f"stopped: {KEPT.get(command, 'nothing is kept')}", file=sys.stderr)
         code = 130
     raise typer.Exit(code)

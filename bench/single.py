@@ -83,7 +83,7 @@ def certify(
     ] = None,
     results: Annotated[
         Path | None,
-        typer.Option(help="The batch's answers (default results.csv); what has a row there is not run again."),
+        typer.Option(help="The batch's answers (default results.csv): a line with a row there is not run."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the searches.")] = 0,
 ) -> None:

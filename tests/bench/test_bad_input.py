@@ -131,3 +131,27 @@ def test_a_full_disk_says_which_file_and_that_room_is_missing(
     assert capsys.readouterr().err == (
         f"error: {tmp_path / 'run.json'}: No space left on device: make room, the same command continues\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        (("evaluate", "lenet"), "nothing is kept"),
+        (("audit", "lenet"), "nothing is kept"),
+        (("train", "lenet"), "finished epochs are kept, the same command continues"),
+        (("certify",), "a batch keeps its finished rows, the same command continues"),
+        (("check",), "finished cells are kept where --out names a folder, the same command continues"),
+    ],
+)
+def test_a_command_that_is_stopped_says_what_it_leaves(
+    arguments: tuple[str, ...],
+    kept: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stopped(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"bench.commands.{arguments[0]}.execute", stopped)
+    assert main([*arguments]) == 130
+    assert capsys.readouterr().err == f"stopped: {kept}\n"
