@@ -24,6 +24,7 @@ from bench.registered import catalog
 from bench.weights import card_hash, is_own
 from bench.work import pick_device, provenance
 from defenses.zoo import ModelName
+from models.atomic import check_writable
 from models.base import Batch, Classifier, check_inputs, frozen
 from models.data import Dataset, load_data
 from models.eps import parse_eps
@@ -132,6 +133,7 @@ def execute(request: Request) -> int:
     if request.norm not in BALLS or request.norm not in ATTACKS["pgd"].norms:
         raise UserError(f"--norm {request.norm}: analyses attack with pgd, which has {', '.join(PGD.norms)}")
     opened = _open(request)
+    check_writable(request.out)
     result, settings = KINDS[request.kind](opened)
     analysis = Analysis(
         data=request.data,

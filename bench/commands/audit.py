@@ -19,6 +19,7 @@ from bench.weights import is_own
 from bench.work import provenance
 from defenses.zoo import ModelName, load
 from models.architecture import MODELS
+from models.atomic import check_writable
 from models.base import Classifier
 from models.checkpoint import read_card
 from models.data import load_data
@@ -39,6 +40,8 @@ def execute(
     """Prints one row a rung and the verdict, and keeps them under `out`; 1 where some rung failed."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
     classifier, batch = opened(model, data, limit, root, download, device, lenient=True)
+    if out is not None:
+        check_writable(out)
     others = _sources(model, tuple(batch.x.shape[1:]), classifier.num_classes, data)
     sources = tuple(source.to(classifier.device) for source in others)
     result = audit(classifier, batch.x, batch.y, norm=norm, eps=eps, sources=sources, seed=seed)

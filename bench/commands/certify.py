@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.verification import Answer, verify
-from models.atomic import write_atomically
+from models.atomic import check_writable, write_atomically
 from models.errors import UserError
 
 TIMEOUT = 300.0
@@ -82,6 +82,8 @@ def _batch(batch: Path, timeout: float | None, witness: Path | None, results: Pa
     if known:
         print(f"{results} has answers to {known.total()} of {len(lines)} lines: they are not run again")
     _write(results, _text(kept))
+    if witness is not None:
+        check_writable(witness)
     failed = 0
     for number, line in enumerate(lines, start=1):
         if finished[line.onnx, line.vnnlib]:

@@ -11,7 +11,7 @@ from bench.stats import wilson
 from bench.tables import Table
 from bench.work import pick_device
 from defenses.detect.detector import DETECTORS, Detector
-from models.atomic import write_atomically
+from models.atomic import check_writable, write_atomically
 from models.data import load_data
 from models.discover import import_modules
 from models.eps import parse_eps
@@ -63,6 +63,8 @@ def execute(
     batch, clean, aside = (dataset.batch(part) for part in parts)
     classifier = open_classifier(model, batch, dataset, root, download).to(pick_device(device))
     threat = threat_named(norm, parse_eps(eps), dataset.box)
+    if roc is not None:
+        check_writable(roc.parent)
     batch, clean, aside = (part.to(classifier.device) for part in (batch, clean, aside))
     found = detect(classifier, watch, batch, clean, aside, threat, false_positive_rate=rate, seed=seed)
     _print(found, f"{detector} on {model} at {described(norm, float(threat.radius))}")

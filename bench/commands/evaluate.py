@@ -12,6 +12,7 @@ from bench.evaluation import bracket, read_threat, suspicions
 from bench.proofs import write_proofs
 from bench.work import pick_device
 from defenses.zoo import ModelName, load
+from models.atomic import check_writable
 from models.base import Batch, Classifier, frozen
 from models.data import Dataset, load_data
 from models.datasets.encoded import CorruptImage
@@ -56,6 +57,8 @@ def execute(
     batch = readable(dataset, limit, strict)
     classifier = open_classifier(model, batch, dataset, root, download).to(pick_device(device))
     batch = batch.to(classifier.device)
+    if proof is not None:
+        check_writable(proof)
     with frozen(classifier), torch.no_grad():
         right = torch.cat([classifier.logits(part.x).argmax(1) == part.y for part in batch.split(64)])
     print(f"clean: {100 * float(right.double().mean()):.1f} % of {len(batch)} images", flush=True)

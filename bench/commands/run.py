@@ -83,7 +83,8 @@ def execute(request: Request, dry_run: bool) -> int:
         why = "no judge has images and a norm that the matrix' threats use"
         raise UserError(f"nothing to run: {next((f'{skip.what} {skip.reason}' for skip in plan.skips), why)}")
     if not dry_run:
-        check_writable(request.out)
+        for folder in filter(None, (request.out, request.proof)):
+            check_writable(folder)
     store = Store(request.out)
     waiting = pending(plan, store)
     for cell in waiting:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from bench.commands.evaluate import opened
 from bench.optimality import optimality
-from models.atomic import write_atomically
+from models.atomic import check_writable, write_atomically
 
 
 def execute(
@@ -28,6 +28,8 @@ def execute(
 ) -> int:
     """Reports each sample's interval on stderr, then prints the attacks' table; returns the exit code."""
     classifier, batch = opened(model, data, limit, root, download, device)
+    if out is not None:
+        check_writable(out.parent)
 
     def progress(place: int, row: pd.Series) -> None:
         state = "closed" if row["closed"] else "open"

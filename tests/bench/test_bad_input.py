@@ -155,3 +155,28 @@ def test_a_command_that_is_stopped_says_what_it_leaves(
     monkeypatch.setattr(f"bench.commands.{arguments[0]}.execute", stopped)
     assert main([*arguments]) == 130
     assert capsys.readouterr().err == f"stopped: {kept}\n"
+
+
+PLACES = {
+    "smallest": ("smallest", "fc500-150-10", "--limit", "1", "--out", "file/x/y.csv"),
+    "detect": ("detect", "fc500-150-10", "--detector", "pca-tail", "--limit", "2", "--roc", "file/x/y.csv"),
+    "evaluate": ("evaluate", "fc500-150-10", "--eps", "0.01", "--limit", "2", "--proof", "file/x"),
+    "audit": ("audit", "fc500-150-10", "--limit", "2", "--out", "file/x"),
+    "analyse": ("analyse", "sparsity", "fc500-150-10", "--limit", "2", "--out", "file/x"),
+    "run": ("run", "--model", "fc500-150-10", "--limit", "2", "--proof", "file/x"),
+    "certify": ("certify", "--batch", "instances.csv", "--witness", "file/x"),
+}
+
+
+@pytest.mark.parametrize("command", PLACES)
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_computed(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "instances.csv").write_text("a.onnx,a.vnnlib,9\n", encoding="utf-8")
+    assert main([*PLACES[command]]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: cannot write into file/x (")
+    assert shown.err.count("\n") == 1
