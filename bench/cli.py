@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import sys
 import traceback
 from enum import StrEnum
@@ -175,6 +176,10 @@ def check(
 
 single.register(app)
 several.register(app)
+for entry in app.registered_commands:
+    # Lines that are broken for the source would be broken again for the terminal, each for itself.
+    paragraphs = inspect.cleandoc(entry.callback.__doc__ or "" if entry.callback else "").split("\n\n")
+    entry.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def main(arguments: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -358,3 +359,16 @@ def test_other_folders_do_no_harm(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     shown = command("list", "matrices", "--json", cwd=tmp_path)
     assert (shown.returncode, shown.stderr) == (0, "")
+
+
+def test_help_breaks_lines_for_the_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("check", "certify", "evaluate"):
+        assert bench.cli.main([name, "--help"]) == 0
+        lines = [line.strip() for line in capsys.readouterr().out.split("╭")[0].splitlines()]
+        following = [(line, after) for line, after in itertools.pairwise(lines) if line and after]
+        assert following
+        # A line ends where the next word would not have fitted.
+        assert all(len(line) + 1 + len(after.split()[0]) > 78 for line, after in following), name
