@@ -79,11 +79,12 @@ def _print(found: Detection, what: str) -> None:
     console = wide_console()
     caption = (
         f"{what}: evading = misclassified and not flagged, of the n images that were right (Wilson 95 %); "
-        "tpr_at_5_fpr at the best threshold on these images"
+        "TPR: misclassified points flagged, FPR: clean images flagged, at the best threshold on these images"
     )
-    shares = ("misclassified", "evading", "flagged", "tpr_at_5_fpr")
+    shares = ("misclassified", "evading", "flagged", "TPR at 5 % FPR")
     ends = {"evading": ("evading_low", "evading_high")}
-    show(Table("detect", caption, found.rows, shares, ends), console)
+    rows = found.rows.rename(columns={"tpr_at_5_fpr": "TPR at 5 % FPR"})
+    show(Table("detect", caption, rows, shares, ends), console)
     low, high = wilson(found.false_positives, found.n_clean)
     lines = [
         f"clean images flagged: {found.false_positives} of {found.n_clean}, "
