@@ -166,3 +166,11 @@ def junit(moves: list[Move], allow: int) -> str:
 def regressed(move: Move, allow: int) -> bool:
     """Whether a cell got worse on more than `allow` samples, or is gone."""
     return move.missing or len(move.worse) > allow
+
+
+def summary(moves: list[Move], baseline: Path, allow: int) -> str:
+    """One line: how many cells regressed, and how many samples a cell would have to be allowed."""
+    bad = sum(regressed(move, allow) for move in moves)
+    most = max((len(move.worse) for move in moves), default=0)
+    slack = f" (up to {most} samples of a cell are worse, see --allow)" if most > allow else ""
+    return f"{len(moves)} cells compared with {baseline}: {bad} regressions{slack}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.commands.run import Request, plan_of, run_missing
 from bench.execute import pending
 from bench.outcomes import contradictions, gather
-from bench.regress import compare, junit, load_baseline, regressed, save_baseline
+from bench.regress import compare, junit, load_baseline, regressed, save_baseline, summary
 from bench.render import wide_console
 from bench.store import Store
 from models.atomic import check_writable, write_atomically
@@ -58,11 +58,8 @@ def execute(
             console.print(f"{word}: {move.line()}", highlight=False, soft_wrap=True)
     if junit_path is not None:
         write_atomically(junit_path, junit(moves, allow).encode())
-    bad = sum(regressed(move, allow) for move in moves)
-    console.print(
-        f"{len(moves)} cells compared with {baseline}: {bad} regressions", highlight=False, soft_wrap=True
-    )
-    return 1 if bad or clashes else 0
+    console.print(summary(moves, baseline, allow), highlight=False, soft_wrap=True)
+    return 1 if clashes or any(regressed(move, allow) for move in moves) else 0
 
 
 def _check_options(allow: int, workers: int | None, folders: tuple[Path | None, ...]) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from bench.record import Record
-from bench.regress import KEPT, Move, compare, junit, load_baseline, regressed, save_baseline
+from bench.regress import KEPT, Move, compare, junit, load_baseline, regressed, save_baseline, summary
 from models.errors import UserError
 from tests.bench.builders import attacked, cell, outcomes, proved
 
@@ -173,6 +173,16 @@ def test_a_table_that_is_no_baseline_is_refused(tmp_path: Path) -> None:
     pd.DataFrame({"data": ["mnist5k"]}).to_parquet(path)
     with pytest.raises(UserError, match="is no baseline: it lacks"):
         load_baseline(path)
+
+
+def test_the_summary_says_what_would_have_to_be_allowed() -> None:
+    found = [Move("a", 9, 0.5, 0.4, (1, 2, 3), ()), Move("b", 9, 0.5, 0.6, (4,), (5, 6))]
+    lost = Move("c", 9, 0.5, float("nan"), (), (), missing=True)
+    said = "2 cells compared with b.parquet: 2 regressions (up to 3 samples of a cell are worse, see --allow)"
+    assert summary(found, Path("b.parquet"), 0) == said
+    assert summary(found, Path("b.parquet"), 2) == said.replace("2 regressions", "1 regressions")
+    assert summary(found, Path("b.parquet"), 3) == "2 cells compared with b.parquet: 0 regressions"
+    assert summary([lost], Path("b.parquet"), 3) == "1 cells compared with b.parquet: 1 regressions"
 
 
 def test_a_baseline_without_rows_does_not_let_everything_pass(tmp_path: Path) -> None:
