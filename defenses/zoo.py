@@ -233,10 +233,7 @@ def load(
     if read_card(name.trained, folder) is None:
         with training_lock(name.trained, folder):
             if read_card(name.trained, folder) is None:
-                steps = make(weights, root, device=device, download=download, folder=folder)
-                for number, _ in enumerate(steps):
-                    if not number:
-                        LOG.warning(_begun(name.trained))
+                _train_first(weights, root, device, download, folder)
     network = architecture.build()
     try:
         network.load_state_dict(load_weights(name.trained, folder))
@@ -248,6 +245,16 @@ def load(
     for front in fronts:
         model = defended(model, front, architecture, str(name))
     return model
+
+
+def _train_first(name: ModelName, root: Path | None, device: str, download: bool, folder: Path) -> None:
+    """Makes weights that are absent, which a warning says; a refusal says that they were the reason."""
+    try:
+        for number, _ in enumerate(make(name, root, device=device, download=download, folder=folder)):
+            if not number:
+                LOG.warning(_begun(name.trained))
+    except UserError as reason:
+        raise UserError(f"{name} has no weights, and to train it: {reason}") from None
 
 
 def _begun(name: str) -> str:

@@ -17,7 +17,7 @@ from defenses.inputs import INPUT_DEFENSES, InputDefense
 from defenses.none import NoDefense
 from defenses.static import misfit
 from defenses.training import train
-from defenses.zoo import ModelName
+from defenses.zoo import ModelName, load
 from models.architecture import MODELS, Architecture
 from models.base import Batch
 from models.data import Dataset
@@ -203,3 +203,14 @@ def test_of_ones_own_parameters_no_more_is_asked_than_their_defaults_say():
     for wrong in (math.nan, "1", True):
         with pytest.raises(UserError, match="own needs shift to be a number, not"):
             Own(shift=wrong)
+
+
+def test_a_model_whose_weights_are_absent_is_why_training_images_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RHOBUST_DATA", raising=False)
+    said = (
+        r"fc500-150-10\+l1-sparse has no weights, and to train it: data set 'mnist-train' needs --data-root"
+    )
+    with pytest.raises(UserError, match=said):
+        load(ModelName.parse("fc500-150-10+l1-sparse+median"), folder=tmp_path)
