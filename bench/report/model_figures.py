@@ -80,8 +80,8 @@ def curve_figure(subject: Subject, norm: str) -> Figure:
     said = "; ".join(f"at {eps:g} at most {percent(row['attacked'])}" for eps, row in ends)
     caption = (
         "Thick lines: what is certified (below) and what the worst case over all attacks leaves (above); the"
-        " truth lies in the shaded gap. Triangles: each judge alone. Dashed: attacks that seek the smallest"
-        " perturbation."
+        " truth lies in the shaded gap. Triangles: each judge alone, on its own images (a few for dear"
+        " ones). Dashed: attacks that seek the smallest perturbation."
     )
     alternative = f"Accuracy of {subject.defended} against {NORMS.get(norm, norm)} ε: {said}."
     name = slug(f"curve-{subject.data}_{subject.defended}-{norm}")
