@@ -146,15 +146,31 @@ def climb(
     return value, best, replace(bound, value=value)
 
 
+def estimated(dual: Dual, branches: Branches) -> Tensor:
+    """What the steps' precision says of each branch's bound (b,): to choose by, no proof."""
+    working, found = _working(dual), []
+    for rows in torch.arange(len(branches)).split(ROWS):
+        part = branches.select(rows)
+        ascent = Ascent(working, part)
+        value, weight = _variables(ascent, part)
+        found.append(ascent.bound(value, weight)[0])
+    return torch.cat(found).to(dual.folded.constant)
+
+
+def _variables(ascent: Ascent, start: Branches) -> tuple[Tensor, Tensor]:
+    """The multipliers (b, m) and weights of `start` in the ascent's precision."""
+    kind = ascent.cut
+    return torch.where(ascent.free, start.alpha, start.beta).to(kind), start.weight.to(kind)
+
+
 def _climbed(
     dual: Dual, start: Branches, steps: int, rate: float, stop: float, goal: float | None, deadline: float
 ) -> Branches:
     """The branches at the best bound that the working precision sees."""
-    kind = dual.folded.constant
-    single = kind.dtype == torch.float32
+    single = dual.folded.constant.dtype == torch.float32
     beyond = stop + MARGIN if single else stop
     ascent = Ascent(dual, start)
-    value, weight = torch.where(ascent.free, start.alpha, start.beta).to(kind), start.weight.to(kind)
+    value, weight = _variables(ascent, start)
     best, best_value, best_weight = torch.full_like(weight[:, 0], -torch.inf), value.clone(), weight.clone()
     live = torch.arange(len(start))
     adam = [Adam.like(value), Adam.like(weight)]

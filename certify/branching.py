@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from certify.ascent import climb
+from certify.ascent import climb, estimated
 from certify.descent import descend
 from certify.dual import Bound, Branches, Dual, imposed
 from certify.folded import Folded, Targets
@@ -18,6 +18,8 @@ from certify.warm_program import WarmProgram
 
 CANDIDATES = 6
 STARTS = 16
+# Descents take as long as bounds, and find a witness early or seldom: after the first rounds, one in so many.
+FIRST_LOOKS, LOOKS = 8, 4
 POOL = 200_000_000
 WARM_PROGRAM = 400
 INFORMATIVE = 0.02
@@ -62,7 +64,7 @@ class BranchAndBound:
         )
         self.program = WarmProgram(folded, targets) if small else None
         self.lower = folded.constant.new_full((len(targets),), torch.inf)
-        self.looked_at = 0
+        self.looked_at, self.rounds = 0, 0
         self.witness: Tensor | None = None
         self.stuck: list[tuple[Tensor, Tensor]] = []
         self._start(deadline)
@@ -179,7 +181,7 @@ class BranchAndBound:
         rows = torch.arange(count).repeat_interleave(width)
         repeated = parents.select(rows)
         pairs = [imposed(self.folded, repeated, places.flatten(), slopes.flatten(), sign) for sign in (1, -1)]
-        values = torch.stack([self.dual.bound(children).value for children in pairs])
+        values = torch.stack([estimated(self.dual, children) for children in pairs])
         worse = (values.amin(0) + 1e-3 * values.amax(0)).reshape(count, width)
         # Where no candidate helps before its ascent, the order of the places is the better guess.
         gain = worse.amax(1) - worse.amin(1)
@@ -196,7 +198,9 @@ class BranchAndBound:
         rows = (~proved).nonzero()[:, 0]
         if not len(rows):
             return
-        self._look(value[rows], branches.group[rows], bound.x[rows])
+        self.rounds += 1
+        if self.rounds <= FIRST_LOOKS or not self.rounds % LOOKS:
+            self._look(value[rows], branches.group[rows], bound.x[rows])
         branches, value = branches.select(rows), value[rows]
         free = branches.sign == 0
         splittable = free.any(1)
