@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -28,10 +29,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Makes `folder`; raises UserError where it cannot be made, or nothing can be written into it."""
+    """Raises UserError where nothing can be written into `folder`, or where it cannot be made; makes none."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        if folder.exists() and not folder.is_dir():
+            raise FileExistsError(errno.EEXIST, "a file")
+        there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
