@@ -25,6 +25,7 @@ KEPT = {
     "run": "finished cells are kept, the same command continues",
     "check": "finished cells are kept where --out names a folder, the same command continues",
     "train": "finished epochs are kept, the same command continues",
+    "smallest": "the rows of finished images are kept where --out names a file",
     "certify": "a batch keeps its finished rows, the same command continues",
 }
 """What a command that is interrupted leaves behind; the others compute one answer and leave nothing."""

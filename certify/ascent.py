@@ -10,9 +10,6 @@ from torch import Tensor
 
 from certify.dual import Adam, Bound, Branches, Dual
 
-# Networks of more entries than this take their steps in single precision.
-SINGLE = 2**14
-
 # In single precision a branch goes on until it is this far above what it has to reach.
 MARGIN = 1e-4
 
@@ -74,14 +71,14 @@ class Ascent:
         if self.imposed:
             below, push = torch.where(self.free, below, self.phase), self.beta_side * value
         line, t = torch.empty_like(q), torch.empty_like(q)
-        for layer, weights in zip(reversed(folded.layers), reversed(folded.earlier_rows), strict=True):
+        for layer, (seen, weights) in zip(reversed(folded.layers), reversed(folded.earlier), strict=True):
             part = q[:, layer]
             torch.where(part > 0, below[:, layer], self.other[:, layer], out=line[:, layer])
             torch.mul(part, line[:, layer], out=t[:, layer])
             if self.imposed:
                 t[:, layer] -= push[:, layer]
-            if layer.start:
-                q[:, : layer.start].addmm_(t[:, layer], weights)
+            if weights.numel():
+                q[:, seen].addmm_(t[:, layer], weights)
         rows = torch.addmm(rows, t, folded.input_rows)
         if rows.dtype == torch.float32:
             least, x = -torch.linalg.vector_norm(rows, 1, dim=1), rows.sign().neg_()
@@ -96,9 +93,9 @@ class Ascent:
         folded, targets = self.dual.folded, self.dual.targets
         z = torch.addmm(folded.constant, x, folded.input_rows.T)
         a = torch.empty_like(z)
-        for layer, weights in zip(folded.layers, folded.earlier_rows, strict=True):
-            if layer.start:
-                z[:, layer].addmm_(a[:, : layer.start], weights.T)
+        for layer, (seen, weights) in zip(folded.layers, folded.earlier, strict=True):
+            if weights.numel():
+                z[:, layer].addmm_(a[:, seen], weights.T)
             a[:, layer] = torch.addcmul(cut[:, layer], line[:, layer], z[:, layer])
         up = q.clamp(min=0)
         up = up * (1 - folded.leak) if self.leaky else up
@@ -134,7 +131,7 @@ def climb(
     would reach it if the bound were linear (Polyak's rule, which needs no schedule); without, the
     rate shrinks tenfold.
     """
-    working = _working(dual) if single else dual
+    working = dual.working if single else dual
     parts = []
     for rows in torch.arange(len(branches)).split(ROWS):
         start = branches.select(rows)
@@ -148,7 +145,7 @@ def climb(
 
 def estimated(dual: Dual, branches: Branches) -> Tensor:
     """What the steps' precision says of each branch's bound (b,): to choose by, no proof."""
-    working, found = _working(dual), []
+    working, found = dual.working, []
     for rows in torch.arange(len(branches)).split(ROWS):
         part = branches.select(rows)
         ascent = Ascent(working, part)
@@ -244,11 +241,3 @@ def _simplex_step(weight: Tensor, step: Tensor) -> Tensor:
     """Multiplicative step on the simplex; zero entries (padding) stay zero."""
     scaled = weight * step.exp()
     return scaled / scaled.sum(1, keepdim=True)
-
-
-def _working(dual: Dual) -> Dual:
-    """The same in single precision, on the inputs' box moved to [-1, 1], where the network is large."""
-    folded, targets = dual.folded, dual.targets
-    if folded.inputs.norm != "linf" or folded.input_rows.numel() < SINGLE:
-        return dual
-    return Dual(folded.single(), targets.single(folded.inputs))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from certify.folded import Folded, Targets
+
+# Networks of more entries than this take their steps in single precision.
+SINGLE = 2**14
 
 FIRST_MOMENT, SECOND_MOMENT = 0.9, 0.999
 
@@ -95,6 +99,23 @@ class Dual:
         chord = folded.upper / (folded.upper - folded.lower)
         self.chord = folded.leak + (1 - folded.leak) * chord
         self.intercept = -(1 - folded.leak) * chord * folded.lower
+
+    @cached_property
+    def working(self) -> Dual:
+        """What steps are computed on: where the network is large the same in single precision.
+
+        The inputs' box is moved to [-1, 1] there, and inputs that nothing reads are left out.
+        """
+        folded, targets = self.folded, self.targets
+        if folded.inputs.norm != "linf" or folded.input_rows.numel() < SINGLE:
+            return self
+        folded, targets = folded.single(), targets.single(folded.inputs)
+        rows = [folded.input_rows, targets.input_rows.flatten(0, 1)]
+        rows += [targets.assumed.input_rows] if targets.assumed is not None else []
+        seen = torch.stack([(part != 0).any(0) for part in rows]).any(0)
+        if bool(seen.all()):
+            return Dual(folded, targets)
+        return Dual(folded.of_inputs(seen), targets.of_inputs(seen))
 
     def bound(self, branches: Branches) -> Bound:
         """Lower bounds on each branch's mixed target, valid for any alpha in [0, 1] and beta >= 0."""

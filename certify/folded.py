@@ -63,6 +63,13 @@ class Targets:
         rows = (self.input_rows * radius).float()
         return Targets(rows, self.neuron_rows.float(), constant.float(), self.real, assumed)
 
+    def of_inputs(self, seen: Tensor) -> Targets:
+        """The same as functions of some inputs, where they read no others."""
+        assumed = self.assumed
+        if assumed is not None:
+            assumed = replace(assumed, input_rows=assumed.input_rows[:, seen])
+        return replace(self, input_rows=self.input_rows[..., seen], assumed=assumed)
+
     def mixed(self, group: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mixtures of each group's functions and the assumed ones: rows (b, d), (b, m), constants (b,)."""
         parts = []
@@ -108,9 +115,21 @@ class Folded:
         return len(self.constant)
 
     @cached_property
-    def earlier_rows(self) -> list[Tensor]:
-        """Each layer's neuron_rows over the neurons before it, contiguous."""
-        return [self.neuron_rows[layer, : layer.start].contiguous() for layer in self.layers]
+    def earlier(self) -> list[tuple[slice, Tensor]]:
+        """The earlier neurons that each layer reads, first to last, and its neuron_rows over them."""
+        found = []
+        for layer in self.layers:
+            rows = self.neuron_rows[layer, : layer.start]
+            read = (rows != 0).any(0).nonzero()[:, 0].tolist()
+            seen = slice(read[0], read[-1] + 1) if read else slice(0, 0)
+            found.append((seen, rows[:, seen].contiguous()))
+        return found
+
+    def of_inputs(self, seen: Tensor) -> Folded:
+        """The same as a function of some inputs, where it reads no others."""
+        kept, inputs = self.input_rows[:, seen], self.inputs
+        inputs = InputSet(inputs.lower[seen], inputs.upper[seen], inputs.centre[seen])
+        return replace(self, inputs=inputs, input_rows=kept)
 
     def single(self) -> Folded:
         """The same in single precision with the inputs' box moved to [-1, 1]; linf only."""
@@ -129,9 +148,9 @@ class Folded:
         """Values z and outputs a (b, m) at x (b, d), where activation(layer, z) gives a layer's outputs."""
         z = x @ self.input_rows.T + self.constant
         a = torch.zeros_like(z)
-        for layer in self.layers:
-            if layer.start:
-                z[:, layer] += a[:, : layer.start] @ self.neuron_rows[layer, : layer.start].T
+        for layer, (seen, rows) in zip(self.layers, self.earlier, strict=True):
+            if rows.numel():
+                z[:, layer] += a[:, seen] @ rows.T
             a[:, layer] = activation(layer, z[:, layer])
         return z, a
 
@@ -142,10 +161,10 @@ class Folded:
         the layer's z.
         """
         q, t = q.clone(), torch.zeros_like(q)
-        for layer in reversed(self.layers):
+        for layer, (seen, rows) in zip(reversed(self.layers), reversed(self.earlier), strict=True):
             t[:, layer] = activation(layer, q[:, layer])
-            if layer.start:
-                q[:, : layer.start] += t[:, layer] @ self.neuron_rows[layer, : layer.start]
+            if rows.numel():
+                q[:, seen] += t[:, layer] @ rows
         return q, t
 
     def outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,12 +26,21 @@ def execute(
     device: str,
     seed: int,
 ) -> int:
-    """Reports each sample's interval on stderr, then prints the attacks' table; returns the exit code."""
+    """Reports each sample's interval on stderr, then prints the attacks' table; returns the exit code.
+
+    `out` has the rows of the finished samples at any time.
+    """
     classifier, batch = opened(model, data, limit, root, download, device)
     if out is not None:
         check_writable(out.parent)
 
+    rows: list[pd.Series] = []
+
     def progress(place: int, row: pd.Series) -> None:
+        rows.append(row)
+        if out is not None:
+            finished = pd.DataFrame(rows).assign(index=batch.index[: len(rows)].tolist())
+            write_atomically(out, finished.to_csv(index=False).encode())
         state = "closed" if row["closed"] else "open"
         name = f"image {batch.index[place]}"
         print(
@@ -45,8 +54,6 @@ def execute(
         tolerance=tolerance, seed=seed, progress=progress,
     )  # fmt: skip
     samples = result.samples
-    if out is not None:
-        write_atomically(out, samples.assign(index=batch.index.tolist()).to_csv(index=False).encode())
     kept = samples[samples["correct"]]
     print(f"{model}, {norm}, {len(kept)} of {len(samples)} images classified correctly, ", end="")
     print(f"{int(kept['closed'].sum())} closed within {100 * tolerance:g} %")

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from certify import branching
-from certify.ascent import Ascent, climb
+from certify.ascent import Ascent, climb, estimated
 from certify.backward import parallel_slope, relax
 from certify.branching import BranchAndBound
 from certify.dual import Branches, Dual, imposed
-from certify.folded import folded_network
+from certify.folded import Folded, Targets, folded_network
 from certify.graph import trace
+from certify.input_set import InputSet
 from models.threat import ThreatModel
 from tests.certify.planes import small_network
 
@@ -153,3 +154,48 @@ def test_what_is_proved_never_falls_from_round_to_round(norm, seed, monkeypatch)
         assert (after <= least + 1e-9).all()
         before = after
     assert tree.looked_at > 10
+
+
+def two_side_by_side(seed):
+    """A folded network of two that read different inputs, and their sum: the last input is read by nobody."""
+    parts = [a_folded_network("linf", seed + k)[2:] for k in range(2)]
+    (first, ours), (second, theirs) = parts
+    m, n = first.neurons, second.neurons
+    rows = torch.zeros(m + n, 2 * D + 1, dtype=torch.float64)
+    rows[:m, :D], rows[m:, D:-1] = first.input_rows, second.input_rows
+    between = torch.zeros(m + n, m + n, dtype=torch.float64)
+    between[:m, :m], between[m:, m:] = first.neuron_rows, second.neuron_rows
+    joined = [
+        torch.cat([getattr(part, name) for part in (first, second)])
+        for name in ("constant", "leak", "lower", "upper")
+    ]
+    ends = [
+        torch.cat([first.inputs.lower, second.inputs.lower, torch.zeros(1)]).double(),
+        torch.cat([first.inputs.upper, second.inputs.upper, torch.ones(1)]).double(),
+    ]
+    layers = (*first.layers, *(slice(part.start + m, part.stop + m) for part in second.layers))
+    folded = Folded(InputSet(*ends, sum(ends) / 2), layers, rows, between, *joined)
+    one, other = ours.select(torch.tensor([0])), theirs.select(torch.tensor([0]))
+    targets = Targets(
+        torch.cat([one.input_rows[:, :1], other.input_rows[:, :1], torch.zeros(1, 1, 1)], 2),
+        torch.cat([one.neuron_rows[:, :1], other.neuron_rows[:, :1]], 2),
+        (one.constant + other.constant)[:, :1],
+        torch.ones(1, 1, dtype=torch.bool),
+    )
+    return folded, targets, m
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_nobody_reads_is_left_out_of_the_steps_and_changes_no_bound(seed, monkeypatch):
+    monkeypatch.setattr("certify.dual.SINGLE", 0)
+    folded, targets, m = two_side_by_side(seed)
+    dual, branches = Dual(folded, targets), random_branches(folded, targets, seed)
+    assert dual.working.folded.input_rows.shape[1] == 2 * D
+    assert all(seen.start >= m for (seen, rows), part in zip(folded.earlier, folded.layers, strict=True)
+               if part.start > m)  # fmt: skip
+    assert sum(rows.numel() for _, rows in folded.earlier) < 0.6 * folded.neurons**2 / 2
+    exact = dual.bound(branches).value
+    assert torch.allclose(estimated(dual, branches), exact, rtol=1e-4, atol=1e-4)
+    x = torch.rand(50, 2 * D + 1, dtype=torch.float64)
+    z, a = folded.outputs(x)
+    assert torch.allclose(z, x @ folded.input_rows.T + a @ folded.neuron_rows.T + folded.constant)

@@ -103,7 +103,7 @@ def test_a_clause_that_fails_somewhere_is_never_refuted_and_a_clear_one_is():
 @pytest.mark.parametrize(("rows", "single"), [(1, False), (3, False), (1, True)])
 def test_refutation_and_mixed_integer_programming_agree(rows, single, monkeypatch):
     if single:
-        monkeypatch.setattr("certify.ascent.SINGLE", 0)
+        monkeypatch.setattr("certify.dual.SINGLE", 0)
     answers, undecided = [], 0
     for seed in range(12):
         x, threat, whole, targets, excess = a_problem(seed, rows)
