@@ -121,15 +121,15 @@ class BranchAndBound:
         order = self.values.argsort()
         taken, rest = order[:size], order[size:]
         parents, places, slopes = self.pool.select(taken), self.places[taken], self.slopes[taken]
-        proved = self.values[taken].repeat(2)
+        proved = self.values[taken]
         self.pool, self.values = self.pool.select(rest), self.values[rest]
         self.places, self.slopes = self.places[rest], self.slopes[rest]
-        children = self._split(parents, places, slopes)
+        children = self._split(parents, proved, places, slopes)
         value, children, bound = climb(
             self.dual, children, steps=self.steps, rate=self.rate, stop=self.tolerance, goal=self.tolerance
         )
         # What holds for the parent holds for its children, though their own lines may start lower.
-        value = torch.maximum(value, proved)
+        value = torch.maximum(value, proved.repeat(2))
         self.looked_at += len(children)
         self._settle(*self._solved(value, children, bound, deadline))
 
@@ -175,13 +175,15 @@ class BranchAndBound:
             bound.x[row], bound.violation[row] = answers[place].x, answers[place].violation
         return value, branches, bound
 
-    def _split(self, parents: Branches, places: Tensor, slopes: Tensor) -> Branches:
+    def _split(self, parents: Branches, proved: Tensor, places: Tensor, slopes: Tensor) -> Branches:
         """Both children of each parent at the candidate whose worse child is best."""
         count, width = places.shape
         rows = torch.arange(count).repeat_interleave(width)
         repeated = parents.select(rows)
         pairs = [imposed(self.folded, repeated, places.flatten(), slopes.flatten(), sign) for sign in (1, -1)]
         values = torch.stack([estimated(self.dual, children) for children in pairs])
+        # What holds for the parent holds for its children: one that starts lower is no worse than the parent.
+        values = torch.maximum(values, proved.repeat_interleave(width))
         worse = (values.amin(0) + 1e-3 * values.amax(0)).reshape(count, width)
         # Where no candidate helps before its ascent, the order of the places is the better guess.
         gain = worse.amax(1) - worse.amin(1)

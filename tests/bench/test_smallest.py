@@ -115,6 +115,23 @@ def test_the_command_prints_the_table_and_writes_a_row_an_image(tmp_path, capsys
     assert (rows["upper"] <= rows["fab"]).all()
 
 
+def test_an_interrupt_leaves_the_rows_of_finished_images(tmp_path, capsys, monkeypatch):
+    whole = module.smallest_perturbations
+
+    def until_the_third(model, batch, *rest, **options):
+        if int(batch.index) == 2:
+            raise KeyboardInterrupt
+        return whole(model, batch, *rest, **options)
+
+    monkeypatch.setattr(module, "smallest_perturbations", until_the_third)
+    line = ["smallest", "conv-small+polytope", "--limit", "3", "--attack", "fab", "--seconds", "1"]
+    assert bench.cli.main([*line, "--out", str(tmp_path / "rows.csv")]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "stopped: the rows of finished images are kept where --out names a file"
+    )
+    assert pd.read_csv(tmp_path / "rows.csv")["index"].tolist() == [0, 500]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

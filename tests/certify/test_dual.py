@@ -199,3 +199,16 @@ def test_what_nobody_reads_is_left_out_of_the_steps_and_changes_no_bound(seed, m
     x = torch.rand(50, 2 * D + 1, dtype=torch.float64)
     z, a = folded.outputs(x)
     assert torch.allclose(z, x @ folded.input_rows.T + a @ folded.neuron_rows.T + folded.constant)
+
+
+def test_a_split_is_not_passed_over_because_one_child_starts_below_its_parent(monkeypatch):
+    """A child's own lines may start lower, but the parent's bound holds for it: the larger gap is split."""
+    _, _, folded, targets = a_folded_network("linf", 0)
+    tree = BranchAndBound(folded, targets, lambda point: None, tolerance=torch.inf)
+    roots = Branches.roots(folded, targets).select(torch.tensor([0]))
+    starts = iter([torch.tensor([-1.6, -0.9999]), torch.tensor([-0.9, -0.9999])])
+    monkeypatch.setattr(branching, "estimated", lambda dual, children: next(starts))
+    proved = torch.tensor([-1.0])
+    children = tree._split(roots, proved, torch.tensor([[2, 1]]), torch.tensor([[0.5, 0.5]]))
+    assert children.sign[:, 2].tolist() == [1, -1]
+    assert children.sign[:, 1].tolist() == [0, 0]
