@@ -42,6 +42,7 @@ def test_two_class_linear_margin_falls_by_the_dual_norm(norm, loss):
     torch.testing.assert_close((after - before)[survive], expected, rtol=2e-2, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "entries"), [(2, 20), (3, 50), (10, 100)])
 def test_in_l1_every_linear_network_falls_where_it_can(classes, entries):
     """The worst point of ball and box for each rival in closed form; sparse steps alone missed 1 in 40."""

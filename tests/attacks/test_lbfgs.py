@@ -74,6 +74,7 @@ def test_one_minimisation_beats_projected_gradient_descent(weight):
         assert float(objective(seen[-1])) <= float(objective(z)) + 1e-4
 
 
+@pytest.mark.slow
 def test_nearer_than_deepfool_on_a_trained_network():
     model, data = load(ModelName.parse("conv-small")), load_data("mnist5k")
     batch = data.batch(data.panel(5))
@@ -82,6 +83,7 @@ def test_nearer_than_deepfool_on_a_trained_network():
     assert float(ours.distance.mean()) < float(deepfool.distance.nanmean())
 
 
+@pytest.mark.slow
 def test_more_rounds_and_halvings_are_never_farther():
     model = mlp(seed=5)
     batch = labelled(model, images(8))
@@ -94,6 +96,7 @@ def test_more_rounds_and_halvings_are_never_farther():
     assert float(bisected.sum()) < float(coarse.clamp(max=10).sum())
 
 
+@pytest.mark.slow
 def test_a_target_class_is_driven_at():
     model = mlp()
     batch = labelled(model, images(15))

@@ -51,6 +51,7 @@ def test_it_is_nearer_than_its_peers_on_a_network_with_dead_rectifiers(norm):
     assert bool((ours <= found[FastMinimumNorm()] * (1 + 1e-6)).all())
 
 
+@pytest.mark.slow
 def test_with_an_eps_it_stops_there_and_costs_less():
     model = random_linear(inputs=12, classes=4)
     batch = labelled(model, 0.5 + 0.2 * (images(25, (12,)) - 0.5))

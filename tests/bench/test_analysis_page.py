@@ -281,6 +281,7 @@ def test_a_model_of_other_classes_is_refused(tmp_path: Path, capsys: Capsys) -> 
     assert "3 classes" in said or "class" in said
 
 
+@pytest.mark.slow
 def test_the_image_is_the_first_that_every_model_gets_right(tmp_path: Path) -> None:
     """A net that calls everything 1 leaves the panel's first one: its second image, after a zero."""
     (tmp_path / "one.py").write_text(

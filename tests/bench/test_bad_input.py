@@ -61,6 +61,7 @@ extreme = 10
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "norm", "parameter", "message"),
     [

@@ -159,6 +159,7 @@ def test_json_in_a_page_reads_back_and_closes_nothing(text: str) -> None:
     assert not re.search("[<>&\u2028]", shown)
 
 
+@pytest.mark.slow
 def test_a_contradiction_takes_the_row_out_of_the_ranking(tmp_path: Path) -> None:
     liar = proved(cell("ibp", model="liar", **PROOF), [True, True, False, False])
     attack = attacked(cell("pgd", model="liar"), [0.05, None, None, None])

@@ -126,6 +126,7 @@ def test_an_audit_of_something_else_says_nothing_of_the_row(tmp_path: Path, othe
     assert flags["lenet", "none"] == ""
 
 
+@pytest.mark.slow
 def test_the_command_keeps_what_its_own_line_makes_again(tmp_path: Path, capsys: Capsys) -> None:
     asked = ["audit", "mlp-256x2", "--eps", "1/255", "--limit", "2", "--out", str(tmp_path)]
     code = main(asked)

@@ -110,6 +110,7 @@ def test_a_run_equals_itself(tmp_path: Path) -> None:
     assert broken_links(tmp_path / "site") == []
 
 
+@pytest.mark.slow
 def test_three_models_of_one_run(tmp_path: Path) -> None:
     run = save(
         tmp_path / "run",

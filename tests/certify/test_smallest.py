@@ -85,6 +85,7 @@ def test_a_relu_network_on_the_plane_is_what_its_polygons_say(seed):
     assert float(found.upper - found.lower) <= 1e-3 * float(found.upper)
 
 
+@pytest.mark.slow
 def test_the_norms_are_ordered_as_the_norms_are():
     network = small_network(2, 8, 3, seed=4)
     model = Classifier(network, num_classes=3, box=Box(-2.0, 2.0))

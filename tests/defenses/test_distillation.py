@@ -104,6 +104,7 @@ def test_it_looks_robust_to_the_cross_entropy_and_is_not(distilled: Classifier) 
     assert held["ce"] > held["margin"] + 0.3
 
 
+@pytest.mark.slow
 def test_the_audit_flags_it_and_finds_the_truth_behind_the_mask(distilled: Classifier) -> None:
     found = audit(distilled, batch().x, batch().y, eps=THREAT.radius)
     assert found.flags

@@ -148,6 +148,7 @@ def fresh_probe(net: nn.Module) -> tuple[float, float]:
     return float((found == held_kinds).double().mean()), task
 
 
+@pytest.mark.slow
 def test_a_fresh_probe_falls_towards_guessing_while_the_task_holds() -> None:
     results = []
     for weight in (0.0, 1.0):

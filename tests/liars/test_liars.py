@@ -161,6 +161,7 @@ def test_the_verdict_says_what_was_measured() -> None:
     assert isinstance(result.broken, np.ndarray)
 
 
+@pytest.mark.slow
 def test_an_audit_leaves_the_callers_model_as_it_was() -> None:
     batch, model = panel(4), classifier(LIARS["random logits"](), "random")
     assert "random" in audit(model, batch.x, batch.y, eps=0.05).flags
@@ -184,6 +185,7 @@ def test_logits_behind_a_huge_constant_are_called_coarse() -> None:
     assert "coarse logits" in [sign.word for sign in signs(model, panel(20), ThreatModel("linf", EPS))]
 
 
+@pytest.mark.slow
 def test_a_network_that_looks_at_its_batch_is_flagged_and_not_refused() -> None:
     batch = panel(4)
     assert "batch-dependent" in audit(LIARS["batch-dependent output"](), batch.x, batch.y, eps=0.05).flags
