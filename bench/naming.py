@@ -9,7 +9,7 @@ from bench.catalog import Catalog
 from bench.weights import is_own
 from models.errors import UserError
 from models.families import unfit
-from models.naming import read_terms
+from models.naming import read_names, read_terms
 from models.registry import suggest
 
 # In a matrix' or command's list of defences: all that train the network, and all that stand at the input.
@@ -72,10 +72,17 @@ def trained_name(name: str, catalog: Catalog) -> str:
 
 
 def identity(name: str, catalog: Catalog, weights: Callable[[str], str]) -> str:
-    """What `name` stands for: its weights' hash, and every parameter of the defences at its input."""
+    """What `name` stands for: its weights' hash, and every parameter of the defences at its input.
+
+    Where a parameter names other networks, as that of an ensemble does, their weights' hashes belong to it.
+    """
     parts = [weights(trained_name(name, catalog))]
     for term in () if is_own(name) else read_terms(name)[1:]:
         entry = catalog.defenses[term.name]
         if entry.at_input:
-            parts.append(term.name + json.dumps({**entry.defaults, **dict(term.chosen)}, sort_keys=True))
+            parameters = {**entry.defaults, **dict(term.chosen)}
+            parts.append(term.name + json.dumps(parameters, sort_keys=True))
+            texts = [value for value in parameters.values() if isinstance(value, str)]
+            others = [other for text in texts for other in read_names(text)]
+            parts += [weights(other) for other in others if read_terms(other)[0].name in catalog.models]
     return "+".join(parts)

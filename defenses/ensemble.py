@@ -1,4 +1,4 @@
-"""Several trained networks as one: their logits are added."""
+"""Several trained networks as one: the mean of their logits."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from defenses.inputs import InputDefense, register_input_defense
-from defenses.static import misfit, need_weights, read_names, static_network
+from defenses.static import misfit, need_weights, static_network
 from models.architecture import Architecture
 from models.base import Classifier
 from models.errors import UserError
+from models.naming import read_names
 
 
 class MeanLogits(nn.Module):

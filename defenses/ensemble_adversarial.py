@@ -11,10 +11,11 @@ from torch.nn import functional
 from attacks.losses import cross_entropy
 from attacks.steps import ascend
 from defenses.base import Defense, check_radius, check_share, register_defense
-from defenses.static import misfit, need_weights, read_names, static_network
+from defenses.static import misfit, need_weights, static_network
 from models.architecture import Architecture
 from models.base import Batch, frozen
 from models.errors import UserError
+from models.naming import read_names
 from models.randomness import Randomness
 from models.recipe import Recipe
 from models.threat import ThreatModel

@@ -13,14 +13,6 @@ from models.errors import UserError
 from models.naming import read_terms
 from models.registry import suggest
 
-# Between names in a parameter: a comma ends the parameter, a plus belongs to a zoo name.
-MARK = "&"
-
-
-def read_names(text: str) -> tuple[str, ...]:
-    """The zoo names in "lenet & conv-small+interval(eps=0.3)"; a name given twice counts once."""
-    return tuple(dict.fromkeys(part.strip() for part in text.split(MARK) if part.strip()))
-
 
 def misfit(name: str, architecture: Architecture) -> str | None:
     """Why the trained network `name` has nothing to say about `architecture`'s images, or None.

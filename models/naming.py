@@ -11,6 +11,9 @@ from models.eps import parse_eps
 from models.errors import UserError
 from models.registry import suggest
 
+# Between names in a parameter: a comma ends the parameter, a plus belongs to a zoo name.
+MARK = "&"
+
 TERM = re.compile(r"\s*([A-Za-z0-9][\w.-]*)\s*(?:\((.*)\))?\s*")
 
 
@@ -39,6 +42,11 @@ class Term:
             if typed != defaults[key]:
                 found[key] = typed
         return Term(self.name, tuple(sorted(found.items())))
+
+
+def read_names(text: str) -> tuple[str, ...]:
+    """The zoo names in "lenet & conv-small+interval(eps=0.3)"; a name given twice counts once."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(MARK) if part.strip()))
 
 
 def read_terms(text: str) -> tuple[Term, ...]:

@@ -12,13 +12,14 @@ from torch.nn import functional
 import defenses.static
 from defenses import ensemble_adversarial
 from defenses.ensemble_adversarial import EnsembleAdversarial
-from defenses.static import read_names, static_network
+from defenses.static import static_network
 from defenses.zoo import ModelName, load, make
 from models.architecture import MODELS
 from models.base import Batch
 from models.checkpoint import SHIPPED
 from models.data import load_data
 from models.errors import UserError
+from models.naming import read_names
 from models.randomness import Randomness
 
 

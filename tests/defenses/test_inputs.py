@@ -91,6 +91,13 @@ def test_the_catalog_reads_the_same_names() -> None:
         identity(name, catalog, lambda trained: f"hash of {trained}") for name in ("lenet", "lenet+bit-depth")
     ]
     assert hashes == ["hash of lenet", 'hash of lenet+bit-depth{"bits": 1}']
+    # An ensemble whose other members are trained again is another network.
+    together = "lenet+ensemble(of=conv-small & lenet+mixup)"
+    found = [
+        identity(together, catalog, {"lenet": "a", "conv-small": "b", "lenet+mixup": last}.get)
+        for last in "cd"
+    ]
+    assert [name.split("}")[1] for name in found] == ["+b+c", "+b+d"]
 
 
 def test_a_front_behind_a_front_keeps_the_surrogate() -> None:
