@@ -37,11 +37,12 @@ def search(
     ends = torch.where(corners < 0.5, inputs.lower, inputs.upper)
     x = torch.cat([inputs.centre[None], inputs.project(ends)])
     clauses = prop.clauses
-    with torch.no_grad():
-        values = graph.values(x.reshape(-1, *prop.lower.shape))
-    together = max(1, ENTRIES // sum(value.numel() for value in values))
+    images = x.reshape(-1, *prop.lower.shape)
+    together = max(1, ENTRIES // (len(x) * sum(shape.numel() for shape in graph.shapes(images))))
     if len(clauses) > together:
-        nearest = torch.stack([clause.excess(values[-1]).amin() for clause in clauses]).argsort()
+        with torch.no_grad():
+            outputs = graph.values(images)[-1]
+        nearest = torch.stack([clause.excess(outputs).amin() for clause in clauses]).argsort()
         clauses = tuple(clauses[place] for place in nearest.tolist())
     for first in range(0, len(clauses), together):
         some = clauses[first : first + together]

@@ -37,13 +37,9 @@ def clause_bounds(relaxation: Relaxation, prop: Property) -> Tensor:
     Every row is bounded with crown's and with polytope's slopes, and a clause is as safe as its safest row.
     Where that proves nothing, rows are mixed: a clause is unsafe only where all its rows are at once.
     """
-    last, n = len(relaxation.graph.nodes) - 1, len(relaxation.x)
-    rows = torch.cat([clause.rows for clause in prop.clauses]).to(relaxation.x).expand(n, -1, -1)
+    rows = torch.cat([clause.rows for clause in prop.clauses]).to(relaxation.x)
     offsets = torch.cat([clause.offsets for clause in prop.clauses]).to(relaxation.x)
-    found = [part.planes(last, rows) for part in (relaxation, relaxation.with_alpha({}))]
-    single = torch.stack(
-        [range_over_threat(plane, relaxation.x, relaxation.threat).lower + shift for plane, shift in found]
-    ).amax(0)
+    found, single = row_bounds(relaxation, rows.expand(len(relaxation.x), -1, -1))
     bounds, start = [], 0
     for clause in prop.clauses:
         part = slice(start, start + len(clause.offsets))
@@ -57,6 +53,14 @@ def clause_bounds(relaxation: Relaxation, prop: Property) -> Tensor:
             value[open_] = torch.maximum(value[open_], mixed)
         bounds.append(value)
     return torch.stack(bounds, dim=1)
+
+
+def row_bounds(relaxation: Relaxation, rows: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Planes below rows (n, k, outputs) by crown's and by polytope's slopes, and the better bound (n, k)."""
+    last = len(relaxation.graph.nodes) - 1
+    found = [part.planes(last, rows) for part in (relaxation, relaxation.with_alpha({}))]
+    ends = [range_over_threat(plane, relaxation.x, relaxation.threat).lower + shift for plane, shift in found]
+    return found, torch.stack(ends).amax(0)
 
 
 def _mixed_rows(relaxation: Relaxation, clause: Clause, planes: Tensor, shifts: Tensor) -> Tensor:

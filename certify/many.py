@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from certify.backward import adaptive_slope, parallel_slope, relax
-from certify.bounds import range_over_threat
 from certify.exact import SLACK
 from certify.graph import Graph, trace
+from certify.input_splitting import row_bounds
 from certify.prepare import check_agreement, check_finite
 from certify.property import Property
 from models.errors import NotApplicable
@@ -69,10 +69,7 @@ def _proved(graph: Graph, double: nn.Module, properties: Sequence[Property], dea
     check_agreement(outputs, double(x), "the network")
     relaxation = relax(graph, x, region, parallel_slope, adaptive_slope, deadline=deadline)
     rows, offsets, clause = _padded(properties)
-    best = torch.full_like(offsets, -torch.inf)
-    for lines in (relaxation, relaxation.with_alpha({})):
-        planes, shifts = lines.planes(len(graph.nodes) - 1, rows)
-        best = torch.maximum(best, range_over_threat(planes, x, region).lower + shifts + offsets)
+    best = row_bounds(relaxation, rows)[1] + offsets
     best = best.masked_fill(~best.isfinite(), -torch.inf)
     # A clause is as safe as its safest row, a property as its least safe clause; none is padded with -inf.
     each = torch.full_like(best, -torch.inf).scatter_reduce(1, clause, best, "amax")
