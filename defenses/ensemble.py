@@ -37,7 +37,7 @@ class Ensemble(InputDefense):
     margin of a mean is at least the mean of the members' least margins, so that members may be certified
     together where one of them is not alone. What stands at the input before it is seen by the first alone.
     Raises UserError for no name, one that cannot be read, or one without weights.
-    Source: Yang et al. 2022, 2107.10873, section 2 (weighted ensemble, equal weights).
+    Source: Yang et al. 2022, 2107.10873 (weighted ensemble, here of equal weights).
     """
 
     paper = "Yang, Li, Xu, Kailkhura, Xie, Li 2022, 2107.10873"
