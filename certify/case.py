@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -14,7 +15,10 @@ from models.threat import ThreatModel
 
 @dataclass
 class Case:
-    """One property on its way through the steps: what is asked, and what is known so far."""
+    """One property on its way through the steps: what is asked, and what is known so far.
+
+    lift takes points (b, d') of the inputs that the steps work on to points (b, d) of the network's.
+    """
 
     graph: Graph
     x: Tensor
@@ -25,6 +29,7 @@ class Case:
     deadline: float
     lower: Tensor
     witness: Tensor | None = None
+    lift: Callable[[Tensor], Tensor] = field(default=lambda points: points)
 
     @property
     def open(self) -> Tensor:
@@ -42,8 +47,12 @@ class Case:
         return time.monotonic() > self.deadline
 
     def check(self, point: Tensor) -> Tensor | None:
-        """`point` (d,) as an input (1, ...) where it breaks the property for the caller too."""
-        return self.accept(point.reshape(self.x.shape))
+        """`point` (d',) as an input (1, ...) where it breaks the property for the caller too."""
+        return self.accept(self.lifted(point))
+
+    def lifted(self, point: Tensor) -> Tensor:
+        """`point` (d',) as an input (1, ...) of the network."""
+        return self.lift(point[None]).reshape(self.x.shape)
 
     def share(self, fraction: float, least: float = 0.0) -> float:
         """A time.monotonic() that leaves the rest of the time for later steps."""

@@ -180,6 +180,16 @@ class Folded:
         inputs, neurons, constant = (side.unsqueeze(1) for side in sides)
         return Targets(inputs, neurons, constant, torch.ones_like(constant, dtype=torch.bool))
 
+    def layers_without(self, gone: Tensor) -> tuple[slice, ...]:
+        """The layers of what stays when the neurons `gone` (m,) leave; those left empty are left out."""
+        layers, start = [], 0
+        for layer in self.layers:
+            count = int((~gone[layer]).sum())
+            if count:
+                layers.append(slice(start, start + count))
+            start += count
+        return tuple(layers)
+
     def tightened(self, lower: Tensor, upper: Tensor, targets: Targets) -> tuple[Folded, Targets]:
         """The same network under tighter bounds (m,), with the neurons that these decide folded away."""
         lower, upper = torch.maximum(lower, self.lower), torch.minimum(upper, self.upper)
@@ -200,14 +210,8 @@ class Folded:
             targets.constant + inside @ constant,
             targets.real,
         )
-        layers, start = [], 0
-        for layer in self.layers:
-            count = int((~gone[layer]).sum())
-            if count:
-                layers.append(slice(start, start + count))
-            start += count
         folded = Folded(
-            self.inputs, tuple(layers), inputs[keep], neurons[keep][:, keep], constant[keep],
+            self.inputs, self.layers_without(gone), inputs[keep], neurons[keep][:, keep], constant[keep],
             self.leak[keep], lower[keep], upper[keep],
         )  # fmt: skip
         return folded, moved

@@ -24,6 +24,7 @@ from certify.range_branching import RangeBranching
 from certify.range_refutation import RangeRefutation
 from certify.range_tightening import tightened_ranges
 from certify.refutation import Refutation
+from certify.separable import separated
 from certify.slopes import climbed
 from certify.tighten import tightened
 from certify.turns import Search, branch, take_turns
@@ -191,6 +192,7 @@ def _on_ranges(case: Case, relaxation: Relaxation) -> str:
 
 def _on_folded(case: Case, folded: Folded, targets: Targets) -> str:
     """The steps on the folded network; books what they find in the case."""
+    folded, targets, case.lift = separated(folded, targets)
     groups = case.open
     roots = Branches.roots(folded, targets)
     dual = Dual(folded, targets)
@@ -241,5 +243,5 @@ def _ask_solver(case: Case, one: Search, end: float) -> None:
 def _look(case: Case, folded: Folded, targets: Targets, x: Tensor, group: Tensor) -> None:
     points = descend(folded, targets, x, group)
     for point in torch.cat([folded.inputs.project(x), points]):
-        if case.witness is None and case.prop.excess(case.graph.values(point.reshape(case.x.shape))[-1]) <= 0:
+        if case.witness is None and case.prop.excess(case.graph.values(case.lifted(point))[-1]) <= 0:
             case.witness = case.check(point)
