@@ -83,7 +83,7 @@ def climb(
     else the last point (n, ...).
     """
     point, live = batch.x.clone(), torch.arange(len(batch), device=batch.x.device)
-    state, project = torch.zeros(2, *point.shape).to(point), threat.projection(point)
+    state, project = torch.zeros(2, *point.shape).to(point), threat.projection(batch.x)
     for step in range(1, queries // (2 * estimator.pairs + 1) + 1):
         z = point[live]
         estimate = estimator(model, z, batch, live, threat, randomness.child("step", step))

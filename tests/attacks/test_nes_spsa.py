@@ -97,6 +97,22 @@ def test_linear_models_fall_just_behind_the_exact_distance_and_never_before(name
 
 
 @pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_ball_stays_around_x_while_nobody_leaves(name, norm):
+    """Against classes out of reach the walk goes along the ball, however many steps it takes."""
+    model = linear(torch.tensor([[1.0, 2.0, -1.0], [0.0, 0.0, 0.0]]), torch.tensor([9.0, 0.0]))
+    batch, threat = labelled(model, 0.4 + 0.2 * images(5, (3,))), ThreatModel(norm, 0.2)
+    result = BOTH[name].run(model, batch, threat, Randomness(0))
+    assert bool(result.legal.all())
+    assert not bool(result.success.any())
+    view = ScoreAccess(model, len(batch))
+    point = BOTH[name].propose(view, batch, threat, Randomness(0), None)
+    fallen = (model.logits(batch.x) - model.logits(point))[:, 0]
+    most = 0.2 * (4 if norm == "linf" else 6**0.5)
+    torch.testing.assert_close(fallen, torch.full_like(fallen, most), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("name", BOTH)
 def test_the_bill_is_exact(name):
     model = mlp()
     counter = Counting(model.network)
