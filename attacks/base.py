@@ -28,7 +28,7 @@ from models.transformation import Transformation
 ROUNDING = 1e-5
 DRAWS = 15
 # Parameters that count something: an attack of fewer than none would look at no point and break nothing.
-COUNTS = ("steps", "restarts", "rounds", "halvings", "patience", "bounds", "bound_steps", "targets")
+COUNTS = ("steps", "restarts", "rounds", "halvings", "patience", "bounds", "bound_steps", "targets", "passes")
 VIEWS: dict[str, type[Access]] = {"gradients": GradientAccess, "scores": ScoreAccess, "labels": LabelAccess}
 
 
@@ -95,8 +95,7 @@ class Attack(ABC):
         gradient.
         """
         self._check(threat, aside)
-        check_inputs(batch, model)
-        check_reach(threat, batch.x)
+        _check_work(model, batch, threat, batch_size)
         with frozen(model):
             fitting = VIEWS[self.access](model, 0)
             fitted = self.fit(fitting, aside, threat, randomness.child("fit")) if aside is not None else None
@@ -129,7 +128,7 @@ class Attack(ABC):
             )
         if threat.eps is None and not self.minimal:
             raise UserError(f"attack '{self.name}' needs an eps: only minimal-norm attacks go without")
-        if self.fitted and aside is None:
+        if self.fitted and not (aside and len(aside)):
             raise UserError(f"attack '{self.name}' is fitted on images of its own: pass them as `aside`")
 
     def _attack(
@@ -157,6 +156,18 @@ class Attack(ABC):
             inner.restore(len(batch))
         result = judge(model, batch, proposal, threat, clean, view)
         return replace(result, history=view.history) if history else result
+
+
+def _check_work(model: Classifier, batch: Batch, threat: ThreatModel, batch_size: int) -> None:
+    if not len(batch) or batch_size < 1:
+        raise UserError(f"{len(batch)} inputs in batches of {batch_size}: give at least one of each")
+    check_inputs(batch, model, threat.box)
+    check_reach(threat, batch.x)
+    if threat.box.lower < model.box.lower or threat.box.upper > model.box.upper:
+        raise UserError(
+            f"the threat's box [{threat.box.lower:g}, {threat.box.upper:g}] reaches beyond the model's "
+            f"[{model.box.lower:g}, {model.box.upper:g}]: write ThreatModel(norm, eps, model.box)"
+        )
 
 
 _PER_SAMPLE = (

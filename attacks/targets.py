@@ -16,9 +16,9 @@ NONE = "none"
 
 def check_target(target: str, attack: str, *words: str) -> None:
     """Raises UserError unless `target` is the number of a class or one of `words`."""
-    if target not in words and not target.isdecimal():
+    if not isinstance(target, str) or (target not in words and not target.isdecimal()):
         known = ", ".join(f"'{word}'" for word in words)
-        raise UserError(f"{attack} has no target '{target}': write {known} or a class number like '3'")
+        raise UserError(f"{attack} has no target {target!r}: write {known} or a class number like '3'")
 
 
 def targets(model: GradientAccess, batch: Batch, target: str) -> Tensor | None:

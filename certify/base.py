@@ -115,7 +115,7 @@ class Certifier(ABC):
             raise UserError(f"certificate '{self.name}' has no norm '{threat.norm}': it has {known}")
         if threat.eps is None:
             raise UserError(f"certificate '{self.name}' needs an eps")
-        check_inputs(batch, model)
+        check_inputs(batch, model, threat.box)
         with frozen(model):
             pieces = [self._piece(model, piece, threat, randomness) for piece in batch.split(batch_size)]
         return _joined(pieces, self.confidence)

@@ -118,11 +118,15 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return logits.gather(1, y[:, None])[:, 0] - rest.amax(1)
 
 
-def check_inputs(batch: Batch, model: Classifier) -> None:
-    """Raises UserError where inputs or labels are not what the model declares."""
+def check_inputs(batch: Batch, model: Classifier, box: Box | None = None) -> None:
+    """Raises UserError where inputs or labels are not what the model declares, or leave a threat's `box`."""
     x, y = batch.x, batch.y
     if len(x) != len(y):
         raise UserError(f"{len(x)} inputs but {len(y)} labels: pass one label per input")
+    if len(x) != len(batch.index):
+        raise UserError(f"{len(x)} inputs but {len(batch.index)} indices: Batch.of(x, y) counts them from 0")
+    if not x.is_floating_point() or y.dtype != torch.int64:
+        raise UserError(f"inputs of {x.dtype} and labels of {y.dtype}: pass floating-point ones and int64")
     if not torch.isfinite(x).all():
         raise UserError("inputs contain NaN or infinity: clean the data first")
     if not bool(model.box.contains(x).all()):
@@ -130,6 +134,11 @@ def check_inputs(batch: Batch, model: Classifier) -> None:
         raise UserError(
             f"inputs span [{low:g}, {high:g}] but the box is [{model.box.lower:g}, {model.box.upper:g}]: "
             "rescale them, and normalise inside the model"
+        )
+    if box is not None and not bool(box.contains(x).all()):
+        raise UserError(
+            f"inputs span [{float(x.min()):g}, {float(x.max()):g}] but the threat's box is "
+            f"[{box.lower:g}, {box.upper:g}]: write ThreatModel(norm, eps, model.box)"
         )
     if len(y) and (int(y.min()) < 0 or int(y.max()) >= model.num_classes):
         raise UserError(

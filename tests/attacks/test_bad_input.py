@@ -171,3 +171,37 @@ def test_a_mask_of_the_wrong_shape_is_refused():
     model = mlp()
     with pytest.raises(UserError, match=r"the mask has shape \(5, 5\) but an input has \(1, 3, 4\)"):
         Masked(mask=torch.ones(5, 5)).run(model, labelled(model, images(2)), THREAT, Randomness(0))
+
+
+def test_a_box_that_is_not_the_models_is_refused():
+    """Inputs outside the threat's box have no legal move; in a wider box moves leave the model's."""
+    model = mlp()
+    batch = labelled(model, images(5))
+    for box, line in ((Box(0.0, 0.5), "but the threat's box is"), (Box(-1.0, 1.0), "beyond the model's")):
+        with pytest.raises(UserError, match=line):
+            PGD().run(model, batch, ThreatModel("linf", 0.1, box), Randomness(0))
+    narrow = Batch.of(0.5 * batch.x, batch.y)
+    result = PGD().run(model, narrow, ThreatModel("linf", 0.1, Box(0.0, 0.5)), Randomness(0))
+    assert float(result.x_adv.max()) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("batch", "line"),
+    [
+        (labelled(mlp(), images(0)), "give at least one of each"),
+        (Batch(images(3), torch.zeros(3).int(), torch.arange(3)), r"pass floating-point ones and int64"),
+        (Batch(images(3).byte(), torch.zeros(3).long(), torch.arange(3)), "inputs of torch.uint8"),
+        (Batch(images(3), torch.zeros(3).long(), torch.arange(2)), "3 inputs but 2 indices"),
+    ],
+)
+def test_a_batch_that_is_none_is_one_clear_line(batch, line):
+    with pytest.raises(UserError, match=line):
+        PGD().run(mlp(), batch, THREAT, Randomness(0))
+
+
+def test_no_images_to_fit_on_and_no_batch_size_are_refused():
+    batch, none = labelled(mlp(), images(3)), labelled(mlp(), images(0))
+    with pytest.raises(UserError, match="pass them as `aside`"):
+        ATTACKS["universal"]().run(mlp(), batch, THREAT, Randomness(0), none)
+    with pytest.raises(UserError, match="3 inputs in batches of 0"):
+        PGD().run(mlp(), batch, THREAT, Randomness(0), batch_size=0)

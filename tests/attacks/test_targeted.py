@@ -68,6 +68,8 @@ def test_bad_targets_are_users_errors(attack):
     for word in ("nearest", "-1", "1.5", ""):
         with pytest.raises(UserError, match=f"has no target '{word}'.*'least-likely'"):
             attack(target=word)
+    with pytest.raises(UserError, match=r"has no target 3: .* a class number like '3'"):
+        attack(target=3)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -9,6 +9,7 @@ from certify.base import CERTIFIERS
 from models.discover import import_modules
 from models.errors import UserError
 from models.randomness import Randomness
+from models.threat import Box
 from models.threats import threat_named
 from models.transformation import Transformation
 from tests.certify.builders import FAMILIES, batch, model, smallest_margins, smallest_moved_margins
@@ -103,3 +104,11 @@ def test_a_weight_that_is_nan_is_the_users_mistake(name):
     judge = certifier(name)
     with pytest.raises(UserError, match="NaN"):
         judge.run(judged, data, threat_named(judge.norms[0], 0.01), Randomness(0))
+
+
+@pytest.mark.parametrize("name", BALLS)
+def test_inputs_outside_the_threats_box_are_refused(name):
+    """A set that does not hold its own centre would be bounded as if it were empty."""
+    norm, judged = CERTIFIERS[name].norms[0], model("mlp")
+    with pytest.raises(UserError, match=r"but the threat's box is .*ThreatModel\(norm, eps, model\.box\)"):
+        certifier(name).run(judged, batch(2), threat_named(norm, 1e-4, Box(0.0, 1e-3)), Randomness(0))
