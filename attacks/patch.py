@@ -12,12 +12,27 @@ from torch.nn import functional
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
 from attacks.images import as_images
-from attacks.losses import LOSSES, against, check_loss
+from attacks.losses import LOSSES, against, check_loss, margin_loss
 from models.base import Batch, margin
 from models.errors import UserError
 from models.pixels import FreePixels
 from models.randomness import Randomness
 from models.threat import ThreatModel, per_sample
+
+
+def uphill(
+    model: GradientAccess, z: Tensor, rows: Tensor, y: Tensor, loss: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, the values of `loss` and its gradients at z (k, ...); the margin's where its own is zero.
+
+    A network that is sure leaves no other class any probability in single precision, and cross-entropy no
+    gradient: one more gradient of those samples.
+    """
+    logits, value, gradient = model.gradient(z, rows, against(LOSSES[loss], y))
+    flat = (gradient == 0).flatten(1).all(1).nonzero()[:, 0]
+    if loss != "margin" and len(flat):
+        _, _, gradient[flat] = model.gradient(z[flat], rows[flat], against(margin_loss, y[flat]))
+    return logits, value, gradient
 
 
 def climb_within(
@@ -43,7 +58,7 @@ def climb_within(
     for step in range(steps + 1):
         y = batch.y[rows[live]]
         if step < steps:
-            logits, value, gradient = model.gradient(z, rows[live], against(LOSSES[loss], y))
+            logits, value, gradient = uphill(model, z, rows[live], y, loss)
         else:
             logits = model.logits(z, rows[live])
             value = LOSSES[loss](logits, y)
@@ -104,8 +119,9 @@ class Patch(Attack):
     "patch": a square of the share eps, its entries free in the box), by projected steepest ascent in it,
     `relative_step` eps a step. Of `places` windows the first is where the linearised loss rises most (1
     gradient); the others, each for the samples that still hold, lie anywhere. A sample leaves at its first
-    misclassification. The papers fit one patch to many images, under transforms of the camera (`eot`); here
-    each image gets its own, the worst case for that window.
+    misclassification. Where the loss has no gradient the margin's is followed. The papers fit one patch to
+    many images, under transforms of the camera (`eot`); here each image gets its own, the worst case for
+    that window.
     Source: Brown, Mane, Roy, Abadi, Gilmer 2017, 1712.09665, eq. 1; the mask as in Eykholt et al. 2018,
     1707.08945, eq. 3.
     """
@@ -135,7 +151,7 @@ class Patch(Attack):
             threat = ThreatModel("linf", threat.box.width, threat.box)
         if not size[0]:
             return best
-        _, _, gradient = model.gradient(batch.x, rows, against(LOSSES[self.loss], batch.y))
+        _, _, gradient = uphill(model, batch.x, rows, batch.y, self.loss)
         top, left = most_promising(batch.x, gradient, threat, size)
         for place in range(self.places):
             if place:

@@ -179,3 +179,17 @@ def test_the_threat_patch_bounds_the_window_and_frees_its_entries():
     assert int(result.success.sum()) > 5
     none = Patch().run(model, batch, FreePixels("patch", 0.05), Randomness(0))
     assert torch.equal(none.x_adv, batch.x)
+
+
+@pytest.mark.parametrize("attack", [Patch(), Masked(mask=torch.arange(36).reshape(6, 6) < 18)])
+def test_a_network_that_is_sure_falls_as_the_same_network_that_is_not(attack):
+    """On two classes cross-entropy and margin rise together; a scale of 2^20 leaves the former no slope."""
+    model, sure = flat_linear(), flat_linear()
+    with torch.no_grad():
+        for parameter in sure.network.parameters():
+            parameter.mul_(2.0**20)
+    batch = labelled(model, images(30, (1, 6, 6)))
+    threat = FreePixels("patch", 0.03) if isinstance(attack, Patch) else ThreatModel("linf", 0.1)
+    usual, found = (attack.run(one, batch, threat, Randomness(0)) for one in (model, sure))
+    assert 3 < int(usual.success.sum()) < 28
+    assert torch.equal(found.success, usual.success)
