@@ -53,7 +53,7 @@ class Search:
     def __init__(self, model: GradientAccess, batch: Batch, threat: ThreatModel, draws: int) -> None:
         self.model, self.batch, self.threat, self.draws = model, batch, threat, draws
         self.point = batch.x.clone()
-        self.margin = torch.full((len(batch),), torch.inf, device=batch.x.device)
+        self.margin = torch.full((len(batch),), torch.inf).to(batch.x)
         self.broken = torch.zeros(len(batch), dtype=torch.bool, device=batch.x.device)
         self.reaches: list[Tensor] = []
 
@@ -122,7 +122,7 @@ class Search:
 
         Returns each chain's smallest margin (k,); chains of a sample that another one broke stop short.
         """
-        best, low = start.clone(), torch.full((len(owner),), torch.inf, device=start.device)
+        best, low = start.clone(), torch.full((len(owner),), torch.inf).to(start)
         hit = torch.zeros(len(owner), dtype=torch.bool, device=start.device)
         live = torch.arange(len(owner), device=start.device)
         z, speed, fallen = start, torch.zeros_like(start), self.broken.clone()

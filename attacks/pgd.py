@@ -42,7 +42,7 @@ def climb(
     With `decay` > 0 steps follow the decayed sum of l1-normalised gradients.
     """
     best, broken = start.clone(), torch.zeros(len(rows), dtype=torch.bool, device=start.device)
-    highest = torch.full((len(rows),), -torch.inf, device=start.device)
+    highest = torch.full((len(rows),), -torch.inf).to(start)
     live, z, velocity = torch.arange(len(rows), device=start.device), start, torch.zeros_like(start)
     project = threat.projection(batch.x[rows])
     mine, y, aim = rows, batch.y[rows], target

@@ -58,7 +58,7 @@ class Flips:
     def each(self, z: Tensor) -> Tensor:
         """The margin after every single flip of z (1, c, h, w) on the shortlist: (count,), else infinite."""
         size = max(1, CHUNK // z[0].numel())
-        margins = torch.full((self.count,), torch.inf, device=z.device)
+        margins = torch.full((self.count,), torch.inf).to(z)
         for part in self.shortlist(z).split(size):
             margins[part] = self.margins(self.apply(z.expand(len(part), -1, -1, -1), part))[0].to(margins)
         return margins

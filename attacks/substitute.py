@@ -75,9 +75,7 @@ class Substitute(Attack):
         x = aside.x[order.to(aside.x.device)]
         y = model.labels(x, None)
         generator = randomness.child("training").generator()
-        network = new_substitute(math.prod(x.shape[1:]), self.hidden, model.num_classes, generator).to(
-            x.device
-        )
+        network = new_substitute(math.prod(x.shape[1:]), self.hidden, model.num_classes, generator).to(x)
         substitute = Classifier(network, num_classes=model.num_classes, box=model.box, name="substitute")
         for _ in range(self.rounds):
             self._train(network, x, y, generator)

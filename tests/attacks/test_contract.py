@@ -340,3 +340,20 @@ def test_an_attack_cannot_be_registered_twice():
         registry.add("pgd", PGD)
     with pytest.raises(UserError, match="did you mean pgd"):
         registry["pdg"]
+
+
+@pytest.mark.parametrize(("name", "norm"), [(name, norm) for name, norm in CASES if norm in BALLS])
+def test_a_network_in_double_precision_is_attacked_in_it(name, norm):
+    """The verdict is the network's own, and nothing is rounded to single precision on the way."""
+    model, aside = mlp(), labelled(mlp(), images(40, seed=7))
+    model.double()
+    batch = labelled(model, images(6).double())
+    search = attack(name)
+    for field in search.models:
+        for source in [getattr(search, field)] if field == "source" else getattr(search, field):
+            source.double()
+    aside = Batch(aside.x.double(), aside.y, aside.index)
+    result = search.run(model, batch, ThreatModel(norm, EPS[norm]), Randomness(0), aside)
+    assert result.x_adv.dtype == torch.float64
+    assert bool(result.legal.all())
+    assert torch.equal(result.success, model.logits(result.x_adv).argmax(1) != batch.y)
