@@ -13,13 +13,15 @@ from certify.ascent import climb, estimated
 from certify.descent import descend
 from certify.dual import Bound, Branches, Dual, imposed
 from certify.folded import Folded, Targets
+from certify.probe import Probe
 from certify.property import Accept
-from certify.warm_program import WarmProgram
 
 CANDIDATES = 6
 STARTS = 16
 # Descents take as long as bounds, and find a witness early or seldom: after the first rounds, one in so many.
 FIRST_LOOKS, LOOKS = 8, 4
+# Twice the branches should raise the worst bound by such a part of what is missing.
+STALLED = 0.05
 POOL = 200_000_000
 WARM_PROGRAM = 400
 INFORMATIVE = 0.02
@@ -59,12 +61,11 @@ class BranchAndBound:
         self.folded, self.targets, self.check, self.record = folded, targets, check, record
         self.tolerance, self.steps, self.rate, self.batch = tolerance, steps, rate, batch
         self.dual = Dual(folded, targets)
-        small = (
-            folded.neurons <= WARM_PROGRAM and folded.inputs.norm == "linf" and targets.constant.shape[1] == 1
-        )
-        self.program = WarmProgram(folded, targets) if small else None
+        self.probe = Probe(self.dual, tolerance) if Probe.suits(self.dual) else None
+        self.small = self.probe is not None and folded.neurons <= WARM_PROGRAM
         self.lower = folded.constant.new_full((len(targets),), torch.inf)
-        self.looked_at, self.rounds = 0, 0
+        self.looked_at, self.rounds, self.searched = 0, 0, 0.0
+        self.worst, self.stalled = -torch.inf, False
         self.witness: Tensor | None = None
         self.stuck: list[tuple[Tensor, Tensor]] = []
         self._start(deadline)
@@ -100,80 +101,111 @@ class BranchAndBound:
 
     def drop(self, group: int) -> None:
         """Forgets a group that was settled elsewhere; its bound is then not this search's to give."""
-        keep = (self.pool.group != group).nonzero()[:, 0]
-        self.pool, self.values = self.pool.select(keep), self.values[keep]
-        self.places, self.slopes = self.places[keep], self.slopes[keep]
+        self._take((self.pool.group == group).nonzero()[:, 0])
         self.stuck = [(place, value) for place, value in self.stuck if int(place) != group]
         self.lower[group] = -torch.inf
 
     def run(self, deadline: float) -> Outcome:
         """Goes on until every branch is proved, a witness is found, or time.monotonic() passes `deadline`."""
-        while self.witness is None and len(self.pool) and time.monotonic() < deadline:
+        while self.witness is None and len(self.pool) and (begun := time.monotonic()) < deadline:
             self._round(deadline)
+            self._watch()
+            if self.stalled:
+                self._plunge(deadline)
+            self.searched += time.monotonic() - begun
         lower = self.lower.scatter_reduce(0, self.pool.group, self.values, "amin")
         for group, value in self.stuck:
             lower[group] = min(lower[group], value)
         return Outcome(self.witness, lower, self.open, self.looked_at)
 
+    def _watch(self) -> None:
+        """Notes, whenever the rounds have doubled, whether the worst bound has hardly risen."""
+        self.rounds += 1
+        if len(self.pool) and self.rounds >= FIRST_LOOKS and self.rounds.bit_count() == 1:
+            worst = float(self.values.min())
+            self.stalled = worst - self.worst < STALLED * abs(worst)
+            self.worst = worst
+
     def _round(self, deadline: float) -> None:
-        size = min(self.batch, 16) if self.program is not None else self.batch
+        size = min(self.batch, 16) if self.small else self.batch
         size = max(1, min(size, POOL // (CANDIDATES * 2 * 64 * max(1, self.folded.neurons))))
-        order = self.values.argsort()
-        taken, rest = order[:size], order[size:]
-        parents, places, slopes = self.pool.select(taken), self.places[taken], self.slopes[taken]
-        proved = self.values[taken]
-        self.pool, self.values = self.pool.select(rest), self.values[rest]
-        self.places, self.slopes = self.places[rest], self.slopes[rest]
+        value, children, bound = self._children(*self._take(self.values.argsort()[:size]))
+        if self.small:
+            self._solve(value, children, bound, deadline)
+        self._settle(value, children, bound)
+
+    def _take(self, rows: Tensor) -> tuple[Branches, Tensor, Tensor, Tensor]:
+        """Removes branches from the pool: what they are, what is proved of them, and where to split them."""
+        rest = torch.ones(len(self.pool), dtype=torch.bool)
+        rest[rows] = False
+        keep = rest.nonzero()[:, 0]
+        taken = self.pool.select(rows), self.values[rows], self.places[rows], self.slopes[rows]
+        self.pool, self.values = self.pool.select(keep), self.values[keep]
+        self.places, self.slopes = self.places[keep], self.slopes[keep]
+        return taken
+
+    def _children(
+        self, parents: Branches, proved: Tensor, places: Tensor, slopes: Tensor
+    ) -> tuple[Tensor, Branches, Bound]:
+        """Both children of each parent, ascended."""
         children = self._split(parents, proved, places, slopes)
         value, children, bound = climb(
             self.dual, children, steps=self.steps, rate=self.rate, stop=self.tolerance, goal=self.tolerance
         )
-        # What holds for the parent holds for its children, though their own lines may start lower.
-        value = torch.maximum(value, proved.repeat(2))
         self.looked_at += len(children)
-        self._settle(*self._solved(value, children, bound, deadline))
+        # What holds for the parent holds for its children, though their own lines may start lower.
+        return torch.maximum(value, proved.repeat(2)), children, bound
 
-    def _solved(
-        self, value: Tensor, branches: Branches, bound: Bound, until: float
-    ) -> tuple[Tensor, Branches, Bound]:
-        """The same with exact multipliers for the few open branches nearest to a proof, up to time `until`.
+    def _plunge(self, deadline: float) -> None:
+        """Follows the worst branch down, its relaxation solved exactly before each split, until it is proved.
+
+        Then the next one, for as long as the program's share of the time lasts: branches where the ascent
+        has stalled are often proved by the program, or broken at its vertex.
+        """
+        newest = 0
+        while self.probe and len(self.pool) and self.witness is None:
+            left = min(self.probe.limit(self.searched), deadline - time.monotonic())
+            if left <= 0:
+                return
+            here = (
+                self.values[-newest:].argmin() + len(self.pool) - newest if newest else self.values.argmin()
+            )
+            branch, value, *_ = self._take(here[None])
+            found = self.probe.solve(branch, left)
+            branch, bound = found or (branch, self.dual.bound(branch))
+            self._look(value, branch.group, bound.x)
+            before = len(self.pool)
+            self._settle(torch.maximum(value, bound.value), branch, bound)
+            if found is None:
+                return
+            if len(self.pool) > before and self.witness is None:
+                self._settle(*self._children(*self._take(torch.tensor([before]))))
+            newest = len(self.pool) - before
+
+    def _solve(self, value: Tensor, branches: Branches, bound: Bound, until: float) -> None:
+        """Solves the few open branches nearest to a proof exactly, up to time `until`, in place.
 
         Where the folded network is small a warm linear program costs little more than an ascent,
         and proves what the ascent's last digits leave open; the larger, the fewer are solved.
         """
-        if self.program is None:
-            return value, branches, bound
-        rows, answers, most = [], [], max(1, PROGRAMS // max(1, self.folded.neurons))
-        for row in value.argsort(descending=True).tolist():
-            if value[row] > self.tolerance:
-                continue
+        assert self.probe is not None
+        most = max(1, PROGRAMS // max(1, self.folded.neurons))
+        open_ones = value.argsort(descending=True)
+        for row in open_ones[value[open_ones] <= self.tolerance][:most].tolist():
             left = until - time.monotonic()
-            if left <= 0 or not most:
-                break
-            most -= 1
-            found = self.program.solve(
-                int(branches.group[row]), branches.sign[row], branches.alpha[row], left
-            )
-            rows.extend([row] * len(found))
-            answers.extend(found)
-        if not rows:
-            return value, branches, bound
-        solved = branches.select(torch.tensor(rows))
-        alpha, beta = (
-            torch.stack([getattr(answer, name) for answer in answers]) for name in ("alpha", "beta")
-        )
-        solved.alpha = torch.nan_to_num(alpha, 0.0, 0.0, 0.0).clamp(0, 1)
-        solved.beta = torch.nan_to_num(beta, 0.0, 0.0, 0.0).clamp(min=0)
-        exact = self.dual.bound(solved)
-        for place, row in enumerate(rows):
-            if value[row] < exact.value[place] < torch.inf:
-                value[row] = exact.value[place]
-                branches.alpha[row], branches.beta[row] = solved.alpha[place], solved.beta[place]
+            if left <= 0:
+                return
+            found = self.probe.solve(branches.select(torch.tensor([row])), left)
+            if found is None:
+                continue
+            branch, exact = found
+            if value[row] < exact.value[0] < torch.inf:
+                value[row] = exact.value[0]
+                branches.alpha[row], branches.beta[row] = branch.alpha[0], branch.beta[0]
                 for name in ("value", "q", "t"):
-                    getattr(bound, name)[row] = getattr(exact, name)[place]
+                    getattr(bound, name)[row] = getattr(exact, name)[0]
             # A vertex of the program: where the relaxation is tight it is the witness itself.
-            bound.x[row], bound.violation[row] = answers[place].x, answers[place].violation
-        return value, branches, bound
+            bound.x[row], bound.violation[row] = exact.x[0], exact.violation[0]
 
     def _split(self, parents: Branches, proved: Tensor, places: Tensor, slopes: Tensor) -> Branches:
         """Both children of each parent at the candidate whose worse child is best."""
@@ -200,7 +232,6 @@ class BranchAndBound:
         rows = (~proved).nonzero()[:, 0]
         if not len(rows):
             return
-        self.rounds += 1
         if self.rounds <= FIRST_LOOKS or not self.rounds % LOOKS:
             self._look(value[rows], branches.group[rows], bound.x[rows])
         branches, value = branches.select(rows), value[rows]
@@ -209,30 +240,34 @@ class BranchAndBound:
         for row in (~splittable).nonzero()[:, 0].tolist():
             self.stuck.append((branches.group[row], value[row]))
         rows = rows[splittable]
-        branches, value, free = branches.select(splittable), value[splittable], free[splittable]
+        branches, value = branches.select(splittable), value[splittable]
         if not len(rows):
             return
-        q = bound.q[rows]
+        places, slopes = self._ranked(branches, bound.select(rows))
+        self.pool = Branches.join([self.pool, branches])
+        self.values, self.places = torch.cat([self.values, value]), torch.cat([self.places, places])
+        self.slopes = torch.cat([self.slopes, slopes])
+
+    def _ranked(self, branches: Branches, bound: Bound) -> tuple[Tensor, Tensor]:
+        """Where branches with free neurons are most worth a split: places (b, k), and the slopes there."""
+        q, free = bound.q, branches.sign == 0
         lower_gap = q.clamp(min=0) * -self.folded.lower * branches.alpha
         score = torch.maximum(-q.clamp(max=0) * self.dual.intercept, 0.5 * lower_gap)
-        violation = bound.violation[rows]
-        seen = (violation > 0).any(1, keepdim=True)
+        seen = (bound.violation > 0).any(1, keepdim=True)
         # Degenerate multipliers leave q at zero where a split still matters.
         weight = q.abs() + 0.1 * q.abs().amax(1, keepdim=True)
-        score = torch.where(seen, weight * violation + 1e-6 * score, score)
+        score = torch.where(seen, weight * bound.violation + 1e-6 * score, score)
         places = score.masked_fill(~free, -1.0).topk(self.places.shape[1], dim=1).indices
         taken = free.gather(1, places)
         places = torch.where(taken, places, places[:, :1])
-        self.pool = Branches.join([self.pool, branches])
-        self.values, self.places = torch.cat([self.values, value]), torch.cat([self.places, places])
-        self.slopes = torch.cat([self.slopes, q.gather(1, places)])
+        return places, q.gather(1, places)
 
     def _insisted(self, value: Tensor, branches: Branches, bound: Bound) -> tuple[Tensor, Bound]:
         """The same after a long ascent of the open branches without a neuron to split, which end here.
 
         Where the linear program has answered there is nothing left to gain.
         """
-        if self.program is not None:
+        if self.small:
             return value, bound
         rows = ((value <= self.tolerance) & (branches.sign != 0).all(1)).nonzero()[:, 0]
         if not len(rows):

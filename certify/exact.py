@@ -85,10 +85,10 @@ class Exact(Certifier):
     """Settles each sample: certified, broken with a counterexample, or open after `seconds`.
 
     Cheapest step first, each for the samples that are still open: interval bounds, a brief descent, crown
-    with polytope, a longer descent, then on the network with its stable neurons folded away, and with what maps
-    single inputs folded into the input set, optimised slopes,
-    tightened bounds, branch and bound on ReLU phases with optimised multipliers (beta-CROWN) and a
-    descent in every open branch, the same clause by clause with every neuron bounded again in every branch
+    with polytope, a longer descent, then on the network with its stable neurons folded away, and what maps
+    single inputs folded into the input set: optimised slopes, tightened bounds, branch and bound on ReLU
+    phases with optimised multipliers (beta-CROWN), exact linear programs where these stall and a descent in
+    every open branch, the same clause by clause with every neuron bounded again in every branch
     under the assumption that the clause fails (INVPROP), and a mixed-integer program that looks for
     witnesses. Proofs are dual bounds in double precision, so that a margin may be smaller than what
     other certificates ask for (`tolerance`); no solver's word is taken. Networks with other activations, and

@@ -13,6 +13,18 @@ from torch import Tensor
 from certify.folded import Folded, Targets
 from certify.witness import overlap_from_multipliers, slopes_from_multipliers
 
+# So far above what is enough the multipliers that have been found still prove it.
+BEYOND = 1e-3
+
+# The solver's names for its two methods, and what the first may take of the time.
+DUAL, PRIMAL = 1, 4
+FIRST = 0.5
+LOST = (
+    highspy.HighsModelStatus.kUnknown,
+    highspy.HighsModelStatus.kSolveError,
+    highspy.HighsModelStatus.kTimeLimit,
+)
+
 RAYS = (1.0, 30.0, 1e3, 3e4)
 
 
@@ -51,6 +63,7 @@ class WarmProgram:
         self.lower, self.upper = folded.lower.numpy(), folded.upper.numpy()
         self.solver.passModel(self._program())
         self.sign = np.zeros(self.m, dtype=np.int8)
+        self.early = False
 
     def _program(self) -> highspy.HighsLp:
         folded, m = self.folded, self.m
@@ -96,8 +109,12 @@ class WarmProgram:
             self.solver.changeRowBounds(3 * self.m + neuron, -infinity, chord)
         self.sign = sign.copy()
 
-    def solve(self, group: int, sign: Tensor, alpha: Tensor, seconds: float) -> list[Multipliers]:
+    def solve(
+        self, group: int, sign: Tensor, alpha: Tensor, seconds: float, enough: float = np.inf
+    ) -> list[Multipliers]:
         """The multipliers where the group's (one) function is least under the phases; none on failure.
+
+        The solver may stop where it has seen that the least is above `enough`; `early` says whether it did.
 
         Phases that no input satisfies give several: the solver's ray of infeasibility at growing
         scales, along which the bound rises for ever. `alpha` (m,) stands wherever the program leaves a
@@ -109,16 +126,14 @@ class WarmProgram:
             self.targets.neuron_rows[group, 0].numpy(),
         ])  # fmt: skip
         self.solver.changeColsCost(len(cost), np.arange(len(cost), dtype=np.int32), cost)
-        self.solver.setOptionValue("time_limit", self.solver.getRunTime() + seconds)
-        self.solver.run()
-        if self.solver.getModelStatus() == highspy.HighsModelStatus.kUnknown:
-            # A basis far from optimal may lose its precision: once more, cold.
-            self.solver.clearSolver()
-            self.solver.run()
+        constant = float(self.targets.constant[group, 0])
+        self.solver.setOptionValue("objective_bound", enough + BEYOND * (1 + abs(constant)) - constant)
+        self._run(seconds)
         status, m = self.solver.getModelStatus(), self.m
+        self.early = status == highspy.HighsModelStatus.kObjectiveBound
         if status == highspy.HighsModelStatus.kInfeasible:
             return self._ray(sign, alpha)
-        if status != highspy.HighsModelStatus.kOptimal:
+        if status != highspy.HighsModelStatus.kOptimal and not self.early:
             return []
         solution = self.solver.getSolution()
         rows = torch.from_numpy(np.array(solution.row_dual, dtype=np.float64))
@@ -132,6 +147,16 @@ class WarmProgram:
         x, z, a = torch.from_numpy(np.array(solution.col_value, dtype=np.float64)).split([self.d, m, m])
         violation = (a - torch.where(z > 0, z, self.folded.leak * z)).abs()
         return [Multipliers(slopes, beta, x, violation, overlap)]
+
+    def _run(self, seconds: float) -> None:
+        """Runs the dual simplex from the last basis; where that gets lost the primal one, from none."""
+        for strategy, share in ((DUAL, FIRST), (PRIMAL, 1.0)):
+            self.solver.setOptionValue("simplex_strategy", strategy)
+            self.solver.setOptionValue("time_limit", self.solver.getRunTime() + share * seconds)
+            self.solver.run()
+            if self.solver.getModelStatus() not in LOST:
+                return
+            self.solver.clearSolver()
 
     def minimum(self, group: int, alpha: Tensor, seconds: float) -> list[Multipliers]:
         """The multipliers where the group's function is least with every phase free."""

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from certify import branching, probe
 from certify.backward import parallel_slope, relax
 from certify.branching import BranchAndBound
-from certify.dual import imposed
+from certify.dual import Branches, Dual, imposed
 from certify.folded import folded_network
 from certify.graph import trace
 from certify.mixed_integer import feasible_point
@@ -14,9 +15,9 @@ from models.threat import ThreatModel
 from tests.certify.planes import small_network
 
 
-def a_problem(seed, rows):
+def a_problem(seed, rows, widths=None):
     """Margins of a tiny network on a cube, moved near zero so that both answers occur."""
-    widths = [(3, 8, 3), (2, 5, 4, 3), (3, 3, 3, 3, 3)][seed % 3]
+    widths = widths or [(3, 8, 3), (2, 5, 4, 3), (3, 3, 3, 3, 3)][seed % 3]
     network = small_network(*widths, seed=seed, leak=0.2 * (seed // 3 % 2)).double()
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(1, widths[0], generator=generator, dtype=torch.float64)
@@ -115,7 +116,7 @@ def test_a_check_that_refuses_everything_leaves_branches_open():
 @pytest.mark.parametrize("beta", [-7.0, torch.nan])
 @pytest.mark.parametrize("alpha", [-7.0, 5.0, torch.nan])
 def test_multipliers_outside_their_range_prove_nothing(alpha, beta, monkeypatch):
-    def solve(self, group, sign, default, seconds):
+    def solve(self, group, sign, default, seconds, enough):
         d = self.folded.input_rows.shape[1]
         parts = [torch.full_like(default, alpha), torch.full_like(default, beta)]
         return [Multipliers(*parts, default.new_full((d,), torch.nan), torch.zeros_like(default))]
@@ -127,17 +128,103 @@ def test_multipliers_outside_their_range_prove_nothing(alpha, beta, monkeypatch)
         points = threat.project(x.expand(2000, -1), torch.rand(2000, x.shape[1], dtype=torch.float64))
         z, a = folded.outputs(points)
         tree = BranchAndBound(folded, targets, lambda point: None, tolerance=1e3)
-        if not len(tree.pool) or tree.program is None:
+        if not len(tree.pool) or not tree.small:
             continue
         for sign in (1, -1):
             branches = imposed(folded, tree.pool, tree.places[:, 0], tree.slopes[:, 0], sign)
             start = torch.full((1,), -torch.inf, dtype=torch.float64)
-            value, _, _ = tree._solved(start, branches, tree.dual.bound(branches), float("inf"))
+            value = start.clone()
+            tree._solve(value, branches, tree.dual.bound(branches), float("inf"))
             legal = (z * branches.sign[0] >= 0).all(1)
             asked += int(legal.any())
             least = targets.values(points, a)[legal].amin() if legal.any() else torch.inf
             assert value[0] <= least + 1e-9
     assert asked > 10
+
+
+def stalled_tree(monkeypatch, folded, targets, check, **options):
+    """A tree that believes it has stalled, on a network that counts as large: it plunges after a round."""
+    monkeypatch.setattr(branching, "WARM_PROGRAM", 0)
+    monkeypatch.setattr(BranchAndBound, "_watch", lambda tree: setattr(tree, "stalled", True))
+    monkeypatch.setattr(probe.Probe, "limit", lambda self, searched: 1e3)
+    return BranchAndBound(folded, targets, check, tolerance=1e-9, **options)
+
+
+DEEPER = (4, 9, 9, 3)
+
+
+@torch.no_grad()
+def test_plunges_agree_with_mixed_integer_programming(monkeypatch):
+    answers, plunged = [], 0
+    for seed in range(40):
+        x, threat, folded, targets, excess = a_problem(seed, 1, DEEPER)
+
+        def check(point, excess=excess):
+            return point if bool((excess(point) <= 0).all()) else None
+
+        tree = stalled_tree(monkeypatch, folded, targets, check, steps=0, batch=1)
+        outcome = tree.run(float("inf"))
+        answer = feasible_point(folded, targets, 0, 20.0)
+        plunged += tree.probe.program is not None
+        assert outcome.open == 0 or outcome.witness is not None
+        assert (outcome.witness is None) == answer.infeasible
+        if outcome.witness is None:
+            assert outcome.lower[0] > 1e-9
+        else:
+            assert threat.contains(x, outcome.witness[None])
+        answers.append(answer.infeasible)
+    assert len(set(answers)) == 2
+    assert plunged > 5
+
+
+@torch.no_grad()
+def test_a_plunge_proves_where_the_ascent_stands_still(monkeypatch):
+    with_programs = without = 0
+    for seed in range(20):
+        _, _, folded, targets, _ = a_problem(seed, 1, DEEPER)
+        if not feasible_point(folded, targets, 0, 20.0).infeasible:
+            continue
+        tree = stalled_tree(monkeypatch, folded, targets, lambda point: None, steps=0, batch=1)
+        with_programs += tree.run(float("inf")).looked_at
+        tree = stalled_tree(monkeypatch, folded, targets, lambda point: None, steps=0, batch=1)
+        tree.probe = None
+        without += tree.run(float("inf")).looked_at
+    assert 1.5 * with_programs < without
+
+
+@torch.no_grad()
+def test_the_vertex_of_a_program_breaks_what_is_broken(monkeypatch):
+    monkeypatch.setattr(branching, "descend", lambda folded, targets, x, group: folded.inputs.project(x))
+    found = 0
+    for seed in range(40):
+        _, _, folded, targets, excess = a_problem(seed, 1, DEEPER)
+        if feasible_point(folded, targets, 0, 20.0).infeasible:
+            continue
+
+        def check(point, excess=excess):
+            return point if bool((excess(point) <= 0).all()) else None
+
+        tree = stalled_tree(monkeypatch, folded, targets, check, steps=0, batch=1)
+        if tree.witness is None and len(tree.pool):
+            assert tree.run(float("inf")).witness is not None
+            found += 1
+    assert found > 3
+
+
+@torch.no_grad()
+def test_a_program_that_stops_early_has_seen_enough():
+    early = 0
+    for seed in range(60):
+        _, _, folded, targets, _ = a_problem(seed, 1)
+        if not folded.neurons:
+            continue
+        dual, root = Dual(folded, targets), Branches.roots(folded, targets)
+        least = float(probe.Probe(dual, float("inf")).solve(root, 10.0)[1].value)
+        for enough in (least - 0.5, least - 0.05):
+            value = float(probe.Probe(dual, enough).solve(root, 10.0)[1].value)
+            assert enough < value <= least + 1e-6
+            early += value < least - 1e-6
+    assert early > 5
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ GARBAGE = {
 def test_lying_solvers_prove_nothing_false_and_hand_in_no_false_witness(value, monkeypatch):
     asked = []
 
-    def solve(self, group, sign, alpha, seconds):
+    def solve(self, group, sign, alpha, seconds, enough):
         asked.append(group)
         m, d = self.folded.neurons, self.folded.input_rows.shape[1]
         full = [torch.full((size,), value, dtype=torch.float64) for size in (m, m, d, m)]
@@ -69,7 +69,7 @@ def test_lying_solvers_prove_nothing_false_and_hand_in_no_false_witness(value, m
 @pytest.mark.usefixtures("on_phases")
 @pytest.mark.parametrize("value", GARBAGE.values(), ids=GARBAGE)
 def test_a_classifier_is_not_broken_by_a_solvers_garbage(value, monkeypatch):
-    def solve(self, group, sign, alpha, seconds):
+    def solve(self, group, sign, alpha, seconds, enough):
         m, d = self.folded.neurons, self.folded.input_rows.shape[1]
         full = [torch.full((size,), value, dtype=torch.float64) for size in (m, m, d, m)]
         return [Multipliers(*full)]

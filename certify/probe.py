@@ -1,0 +1,76 @@
+"""Linear programs for single branches of a search, in a share of its time."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from certify.dual import Bound, Branches, Dual
+from certify.warm_program import WarmProgram
+
+# Of the search's time; what a solution that does not come has taken counts so many times.
+SHARE, FAILED = 0.5, 4.0
+
+# What a solution may take: so many seconds, and so much of the search's time.
+SECONDS, LONGEST = 1.0, 0.25
+
+# Beyond this many neurons a program takes longer than most searches.
+NEURONS = 1500
+
+
+class Probe:
+    """Solves the relaxation of single branches exactly, warm from one to the next.
+
+    An ascent that has not converged minimises its Lagrangian at some corner of the input set; the program's
+    vertex is where the relaxation itself is least, and in a branch that is broken often breaks it. `dual` is
+    the search's own, of groups of one function each, in linf; above `enough` a branch is proved.
+    """
+
+    def __init__(self, dual: Dual, enough: float) -> None:
+        self.dual, self.enough, self.spent = dual, enough, 0.0
+        self.program: WarmProgram | None = None
+
+    @staticmethod
+    def suits(dual: Dual) -> bool:
+        """Whether the programs of this search are small enough, and of a kind that can be solved."""
+        single = dual.targets.constant.shape[1] == 1 and dual.targets.assumed is None
+        return single and dual.folded.inputs.norm == "linf" and dual.folded.neurons <= NEURONS
+
+    def limit(self, searched: float) -> float:
+        """The seconds that a solution may take after `searched` seconds of search; 0 while none is due."""
+        return SECONDS + LONGEST * searched if self.spent <= SHARE * searched else 0.0
+
+    def solve(self, branch: Branches, left: float) -> tuple[Branches, Bound] | None:
+        """One branch with the program's multipliers, and its bound with the vertex as x (1, d); or None.
+
+        Stops after `left` seconds. Branches that no input satisfies come with the best ray's bound.
+        """
+        started = time.monotonic()
+        if self.program is None:
+            self.program = WarmProgram(self.dual.folded, self.dual.targets)
+        found = self._asked(branch, max(left, 1e-3), self.enough)
+        # A solver that stops early may do so at multipliers that prove less than it says.
+        rest = left - (time.monotonic() - started)
+        if found and self.program.early and not bool(found[1].value > self.enough) and rest > 0:
+            found = self._asked(branch, rest, float("inf"))
+        self.spent += (time.monotonic() - started) * (FAILED if found is None else 1.0)
+        return found
+
+    def _asked(self, branch: Branches, seconds: float, enough: float) -> tuple[Branches, Bound] | None:
+        assert self.program is not None
+        answers = self.program.solve(int(branch.group[0]), branch.sign[0], branch.alpha[0], seconds, enough)
+        if not answers:
+            return None
+        solved = branch.select(torch.zeros(len(answers), dtype=torch.long))
+        alpha, beta = (
+            torch.nan_to_num(torch.stack([getattr(one, name) for one in answers]), 0.0, 0.0, 0.0)
+            for name in ("alpha", "beta")
+        )
+        solved.alpha, solved.beta = alpha.clamp(0, 1), beta.clamp(min=0)
+        bound = self.dual.bound(solved)
+        best = bound.value.nan_to_num(-torch.inf, -torch.inf).argmax()
+        if not bool(bound.value[best].isfinite()):
+            return None
+        bound.x[best], bound.violation[best] = answers[best].x, answers[best].violation
+        return solved.select(best[None]), bound.select(best[None])
