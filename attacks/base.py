@@ -118,10 +118,17 @@ class Attack(ABC):
             else None,
         )
 
+    def check_counts(self) -> None:
+        """Raises UserError for a parameter that counts something and is below none, an inner attack's too."""
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Attack):
+                value.check_counts()
+            elif entry.name in COUNTS and value < 0:
+                raise UserError(f"attack '{self.name}' has {entry.name} = {value}: give a number from 0 up")
+
     def _check(self, threat: ThreatModel, aside: Batch | None) -> None:
-        for name, count in self.parameters().items():
-            if name in COUNTS and count < 0:
-                raise UserError(f"attack '{self.name}' has {name} = {count}: give a number from 0 up")
+        self.check_counts()
         if threat.norm not in self.norms:
             raise UserError(
                 f"attack '{self.name}' has no norm '{threat.norm}': it has {', '.join(self.norms)}"

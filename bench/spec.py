@@ -109,6 +109,13 @@ def read_matrix(name: str) -> MatrixSpec:
         raise UserError(f"{path}{line}: {_said(first)}") from None
 
 
+def place_of(matrix: str, field: str = "") -> str:
+    """Where a matrix says `field`: file and line of one of the user's own, the name of a shipped one."""
+    if not matrix.endswith(".toml"):
+        return f"matrix {matrix}"
+    return f"{matrix}{_line_of(Path(matrix), field)}" if field else matrix
+
+
 def _said(error: Any) -> str:
     """What is wrong with a field, in the words of TOML and with the fix."""
     place = [str(part) for part in error["loc"] if part != "[key]"]

@@ -26,10 +26,11 @@ from bench.execute import execute as execute_cells
 from bench.execute import pending
 from bench.executors.local import LocalExecutor, cores
 from bench.naming import trained_name
+from bench.parameters import check_parameters
 from bench.plan import Filters, Plan, make_plan, with_own
 from bench.record import Header
 from bench.render import wide_console
-from bench.spec import matrix_text, read_matrix
+from bench.spec import matrix_text, place_of, read_matrix
 from bench.store import RunFile, Store
 from bench.weights import card_hash, is_own, with_hash
 from models.atomic import check_writable
@@ -70,6 +71,7 @@ def plan_of(request: Request) -> tuple[Plan, str]:
     spec = spec.model_copy(update=changes)
     filters = Filters(request.models, request.defenses, request.attacks, request.certificates)
     catalog = with_own(load(), (*request.models, *spec.models), spec.data)
+    check_parameters(spec, catalog, request.matrix)
     return make_plan(spec, catalog, card_hash, filters), spec.name
 
 
@@ -117,6 +119,7 @@ def run_missing(plan: Plan, waiting: list[Cell], store: Store, request: Request,
     if not waiting:
         return plan
     work, settings = importlib.import_module("bench.work"), settings_of(request)
+    _check_values(waiting, request.matrix)
     members = {cell.defended for cell in plan.cells}
     members |= {source for cell in plan.cells for source in cell.judge.sources}
     catalog = with_own(load(), tuple(members), "")
@@ -159,6 +162,14 @@ def run_missing(plan: Plan, waiting: list[Cell], store: Store, request: Request,
                 if not console.is_terminal:
                     print(f"[{number}/{len(ordered)}] {_line(record.header)}", flush=True)
     return plan
+
+
+def _check_values(waiting: list[Cell], matrix: str) -> None:
+    """Raises UserError naming the matrix for a value that a component refuses, before any compute."""
+    try:
+        importlib.import_module("bench.buildable").check_buildable(waiting)
+    except UserError as reason:
+        raise UserError(f"{place_of(matrix)}: {reason}") from None
 
 
 def _progress(console: Console) -> Progress:

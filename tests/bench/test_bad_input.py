@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from bench import evaluate
 from bench.cli import main
-from bench.store import Store
 
 MISTAKES = {
     "a norm that the attack does not have": (
@@ -42,47 +40,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(case: str, capsys: pytest.Capture
     assert message in error
     assert error.startswith("error: ")
     assert "\n" not in error
-
-
-MATRIX = """
-data = "mnist5k"
-models = ["fc500-150-10"]
-defenses = ["none"]
-attacks = ["{attack}"]
-certificates = []
-threats = [{{ norm = "{norm}", eps = 0.1 }}]
-[images]
-cheap = 10
-medium = 10
-expensive = 10
-extreme = 10
-[parameters.{attack}]
-{parameter}
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("attack", "norm", "parameter", "message"),
-    [
-        ("pgd", "linf", 'target = "3"', "target 3 is the label of 1 samples (the first has index"),
-        ("log-odds", "linf", 'target = "11"', "target 11 is no class of the model: choose one of 0..9"),
-        ("rp2", "mask", 'mask = "MASK"', "the mask has shape (5, 6) but the images have (28, 28)"),
-        ("rp2", "mask", 'mask = "nowhere.png"', "no mask file nowhere.png"),
-        ("turtle", "linf", 'mesh = "nowhere.obj"', "no mesh file nowhere.obj"),
-    ],
-)
-def test_a_mistake_in_a_matrix_is_a_failed_cell_with_its_reason(
-    attack: str, norm: str, parameter: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Image.new("L", (6, 5), 255).save(tmp_path / "mask.png")
-    matrix = tmp_path / "mine.toml"
-    parameter = parameter.replace("MASK", str(tmp_path / "mask.png"))
-    matrix.write_text(MATRIX.format(attack=attack, norm=norm, parameter=parameter))
-    assert main(["run", "--matrix", str(matrix), "--workers", "1", "--out", str(tmp_path / "out")]) == 1
-    assert message in capsys.readouterr().err
-    store = Store(tmp_path / "out")
-    assert [header.status for header in map(store.header, store.load_run().cells) if header] == ["failed"]
 
 
 class Rounded(nn.Module):
