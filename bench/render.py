@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from bench.tables import Table
 from models.atomic import write_atomically
+from models.norms import NORMS
 
 STYLE = """<style>
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem;color:#1a1a1a}
@@ -22,6 +24,13 @@ th{border-bottom:2px solid #555}td:first-child,th:first-child,td:nth-child(2),th
 div{overflow-x:auto}
 @media(prefers-color-scheme:dark){body{background:#16181c;color:#e6e6e6}td{border-color:#3a3d42}}
 </style>"""
+
+
+# What the files of tables are called: a folder of leaderboards may hold files of the user's own.
+OURS = re.compile(
+    rf"((transfer-|defended-)?({'|'.join(NORMS)})-[0-9][0-9.e+-]*(-judges)?"
+    r"|rho-adv|not-run|corruption-error|corruption-families)\.(csv|md|html)"
+)
 
 
 def formatted(table: Table) -> pd.DataFrame:
@@ -54,7 +63,7 @@ def _percent(value: float) -> str:
 
 
 def write(tables: Iterable[Table], folder: Path) -> list[Path]:
-    """Writes every table as .csv, .md and .html under `folder` and removes those of older runs."""
+    """Writes every table as .csv, .md and .html under `folder`; of other files removes only older tables."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for table in tables:
@@ -75,7 +84,7 @@ def write(tables: Iterable[Table], folder: Path) -> list[Path]:
             write_atomically(path, text.encode())
             written.append(path)
     for old in folder.glob("*"):
-        if old.is_file() and old not in written:
+        if OURS.fullmatch(old.name) and old.is_file() and old not in written:
             old.unlink()
     return written
 

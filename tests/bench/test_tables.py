@@ -280,6 +280,36 @@ def test_tables_of_an_older_run_are_removed(tmp_path: Path) -> None:
     assert {name.rsplit(".", 1)[0] for name in left} == {"l2-1", "l2-1-judges"}
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["l2-0.5", "spatial-1-judges", "linf-0.0313725", "l1-1e-05", "transfer-l2-1.5", "defended-linf-0.3"],
+)
+def test_every_table_that_the_suite_names_is_removed(name: str, tmp_path: Path) -> None:
+    others = ("rho-adv", "not-run", "corruption-error", "corruption-families")
+    ours = [f"{one}.{suffix}" for one in (name, *others) for suffix in ("csv", "md", "html")]
+    for file in ours:
+        (tmp_path / file).write_text("older")
+    assert not {*ours} & {*files(tmp_path, [attacked(cell("pgd", norm="linf", eps=0.1), [0.05, None])])}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "notes.md",
+        "linf-0.3.png",
+        "linf-0.3-mine.csv",
+        "my-linf-0.3.csv",
+        "linf.csv",
+        "rho-adv.tex",
+        ".keep",
+        "linf-x.md",
+    ],
+)
+def test_files_of_the_users_own_beside_the_tables_stay(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    assert files(tmp_path, everything())[name] == b"mine"
+
+
 def test_names_that_mean_something_in_html_are_escaped(tmp_path: Path) -> None:
     one = attacked(cell("pgd", model="<b>&net", eps=0.1), [0.05, None])
     page = files(tmp_path, [one])["linf-0.1.html"].decode()
