@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from bench.record import COLUMNS, Header, Record
@@ -43,6 +44,19 @@ class Store:
 
     def path(self, cell_id: str) -> Path:
         return self.records / f"{cell_id}.parquet"
+
+    def claimed(self) -> AcquireReturnProxy:
+        """The folder's lock, held until it is left or the process is gone: two would run every cell twice.
+
+        Raises UserError where another process holds it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return FileLock(self.folder / ".lock").acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{self.folder}: another process is running into it: wait for it, or give another --out"
+            ) from None
 
     def put(self, record: Record) -> None:
         """Stores a record under its cell's identity, replacing an older one."""

@@ -115,11 +115,23 @@ def settings_of(request: Request) -> Any:
 
 
 def run_missing(plan: Plan, waiting: list[Cell], store: Store, request: Request, console: Console) -> Plan:
-    """Trains what is missing, runs what is waiting; returns the plan with the weights' hashes known."""
+    """Trains what is missing, runs what is waiting; returns the plan with the weights' hashes known.
+
+    Raises UserError for a value that a component refuses, and where another process runs into the folder.
+    """
+    if not waiting:
+        return plan
+    _check_values(waiting, request.matrix)
+    with store.claimed():
+        # Whoever held the folder before may have finished some of them.
+        return _run(plan, pending(plan, store), store, request, console)
+
+
+def _run(plan: Plan, waiting: list[Cell], store: Store, request: Request, console: Console) -> Plan:
+    """What `run_missing` does in a folder that is its own."""
     if not waiting:
         return plan
     work, settings = importlib.import_module("bench.work"), settings_of(request)
-    _check_values(waiting, request.matrix)
     members = {cell.defended for cell in plan.cells}
     members |= {source for cell in plan.cells for source in cell.judge.sources}
     catalog = with_own(load(), tuple(members), "")

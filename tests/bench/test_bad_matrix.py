@@ -144,6 +144,24 @@ def test_a_defence_in_a_matrix_is_refused_with_its_file(
     assert message in refused(tmp_path, text, capsys)
 
 
+def test_a_second_run_in_one_folder_is_refused_and_a_finished_one_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix, out = tmp_path / "mine.toml", tmp_path / "out"
+    matrix.write_text(matrix_of("fgsm", ""))
+    line = ["run", "--matrix", str(matrix), "--workers", "1", "--out", str(out)]
+    with Store(out).claimed():
+        assert main(line) == 2
+        assert main([*line, "--dry-run"]) == 0
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {out}: another process is running into it")
+        assert len(said.splitlines()) == 1
+        assert not (out / "records").exists()
+    assert main(line) == 0
+    with Store(out).claimed():
+        assert main(line) == 0
+
+
 def test_numbers_may_be_written_without_a_point(tmp_path: Path) -> None:
     matrix = tmp_path / "mine.toml"
     matrix.write_text(matrix_of("exact", "seconds = 3"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from bench.record import COLUMNS, Header, Record, empty_outcomes
 from bench.store import DamagedRecord, RunFile, Store
 from models.errors import UserError
 from tests.bench.builders import attacked, cell, proved, record
+from tests.bench.commands import ROOT
 
 CELLS = (cell("fgsm"), cell("pgd"), cell("ibp", kind="certificate"))
 
@@ -29,6 +32,39 @@ def filled(folder: Path) -> Store:
         store.put(attacked(one, [0.05, None, 0.1, 1 / 3], clean=[True, True, False, True]))
     store.put(proved(CELLS[2], [True, False, False, True]))
     return store
+
+
+HOLDER = """import sys, time
+from pathlib import Path
+from bench.store import Store
+with Store(Path(sys.argv[1])).claimed():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_is_one_runs_at_a_time_until_its_process_is_gone(tmp_path: Path) -> None:
+    """A lock that a killed process left behind would keep everybody out for ever."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process is running into it") as refusal:
+            Store(tmp_path).claimed()
+        assert str(tmp_path) in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+        Store(tmp_path / "other").claimed().lock.release()
+        holder.kill()
+        holder.wait(timeout=60)
+        with Store(tmp_path).claimed():
+            pass
+        with Store(tmp_path).claimed():
+            pass
+    finally:
+        holder.kill()
+        holder.wait(timeout=60)
 
 
 def test_a_record_comes_back_equal_in_every_column_and_type(tmp_path: Path) -> None:
