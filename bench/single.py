@@ -90,8 +90,9 @@ def certify(
     """Prove or break a VNN-LIB property of an ONNX network, as in VNN-COMP.
 
     The first line on stdout is unsat (proved), sat (broken: the counterexample follows), unknown or
-    timeout. A stopped batch keeps its finished rows; the same command continues. Exit code: 0
-    answered, 1 some instance of a batch failed, 2 the request could not be carried out.
+    timeout. A stopped batch keeps its finished rows; the same command continues, and asks again where
+    a file has changed since (hashes stand in RESULTS.sha256). Exit code: 0 answered, 1 some instance of
+    a batch failed, 2 the request could not be carried out.
     """
     finish("certify", onnx, vnnlib, timeout, witness, batch, results, seed)
 

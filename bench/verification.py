@@ -91,7 +91,7 @@ def load(onnx: Path, vnnlib: Path) -> Instance:
 
     Raises UserError where the two files do not fit each other, or for an operation without a rule.
     """
-    onnx, vnnlib = _present(onnx), _present(vnnlib)
+    onnx, vnnlib = present(onnx), present(vnnlib)
     network, wanted = read(onnx), read_vnnlib(vnnlib)
     _check_sizes(onnx, network, vnnlib, wanted)
     exact: nn.Module = copy.deepcopy(network.network).double()
@@ -110,7 +110,7 @@ def load(onnx: Path, vnnlib: Path) -> Instance:
     return Instance(network, exact, runtime, wanted, properties)
 
 
-def _present(path: Path) -> Path:
+def present(path: Path) -> Path:
     """The file, or its .gz where only that is there: benchmarks list the one and ship the other."""
     packed = path.with_name(f"{path.name}.gz")
     return packed if packed.is_file() and not path.is_file() else path

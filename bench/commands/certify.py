@@ -11,7 +11,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.verification import Answer, verify
+from bench.contents import Contents, digest_of
+from bench.verification import Answer, present, verify
 from models.atomic import check_writable, write_atomically
 from models.errors import UserError
 
@@ -47,8 +48,10 @@ def execute(
         raise UserError("give --onnx NET and --vnnlib PROPERTY, or --batch instances.csv")
     if results is not None:
         raise UserError("--results belongs to --batch: one property is answered on stdout")
-    if witness is not None and witness.is_dir():
-        raise UserError(f"--witness {witness} is a folder: name the file to be written")
+    if witness is not None:
+        if witness.is_dir():
+            raise UserError(f"--witness {witness} is a folder: name the file to be written")
+        check_writable(witness.parent)
     answer = verify(onnx, vnnlib, TIMEOUT if timeout is None else timeout, seed)
     print(answer.result)
     if answer.note:
@@ -57,8 +60,17 @@ def execute(
         if witness is None:
             print(answer.witness(), end="")
         else:
-            _write(witness, answer.witness())
+            _write_witness(witness, answer)
     return 0
+
+
+def _write_witness(path: Path, answer: Answer) -> None:
+    """Writes a counterexample, or prints it where that fails: it may have taken long to find."""
+    try:
+        _write(path, answer.witness())
+    except UserError:
+        print(answer.witness(), end="", file=sys.stderr, flush=True)
+        raise
 
 
 def _write(path: Path, text: str) -> None:
@@ -73,10 +85,12 @@ def _batch(batch: Path, timeout: float | None, witness: Path | None, results: Pa
 
     The columns are VNN-COMP's, without a header: category (the folder's name), onnx, vnnlib, seconds
     of preparation, result, seconds of verification. Rows that say `error` are run again. Those of other
-    categories are kept, and answer nothing here: two batches may call different files alike.
+    categories are kept, and answer nothing here: two batches may call different files alike. So do answers
+    about files that have changed since.
     """
     lines, folder = _lines(batch, timeout), batch.resolve().parent
-    kept = _finished(results, folder.name)
+    contents = Contents(results)
+    kept = _finished(results, folder, contents)
     finished = Counter((row[1], row[2]) for row in kept if row[0] == folder.name)
     known = finished & Counter((line.onnx, line.vnnlib) for line in lines)
     if known:
@@ -89,6 +103,7 @@ def _batch(batch: Path, timeout: float | None, witness: Path | None, results: Pa
         if finished[line.onnx, line.vnnlib]:
             finished[line.onnx, line.vnnlib] -= 1
             continue
+        digest = digest_of(present(folder / line.onnx), present(folder / line.vnnlib))
         try:
             answer = verify(folder / line.onnx, folder / line.vnnlib, line.seconds, seed)
         except Exception as error:
@@ -100,7 +115,12 @@ def _batch(batch: Path, timeout: float | None, witness: Path | None, results: Pa
         if answer.note:
             print(f"{batch}, instance {number}: {answer.note}", file=sys.stderr)
         if answer.result == "sat" and witness is not None:
-            _write(witness / _witness_name(line), answer.witness())
+            try:
+                _write_witness(witness / _witness_name(line), answer)
+            except UserError as error:
+                print(f"error: {batch}, instance {number}: {error}", file=sys.stderr)
+                failed += 1
+        contents.add((folder.name, line.onnx, line.vnnlib), digest)
         _append(results, folder.name, line, answer)
         print(f"[{number}/{len(lines)}] {line.onnx} {line.vnnlib}: {answer.result}", flush=True)
     counts = Counter(row[4] for row in _whole(results) if row[0] == folder.name)
@@ -137,9 +157,22 @@ def _brief(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
-def _finished(results: Path, category: str) -> list[list[str]]:
-    """The rows of earlier calls, without those of `category` that are run again."""
-    return [row for row in _whole(results) if row[0] != category or row[4] != "error"]
+def _finished(results: Path, folder: Path, contents: Contents) -> list[list[str]]:
+    """The rows of earlier calls, without those of the batch in `folder` that are run again.
+
+    These are errors, and answers about files that have changed since, which is said.
+    """
+    kept, changed = [], 0
+    for category, onnx, vnnlib, *rest in _whole(results):
+        other = category == folder.name and contents.differ(
+            (category, onnx, vnnlib), digest_of(present(folder / onnx), present(folder / vnnlib))
+        )
+        changed += other
+        if category != folder.name or (rest[1] != "error" and not other):
+            kept.append([category, onnx, vnnlib, *rest])
+    if changed:
+        print(f"the files of {changed} answers in {results} have changed since: they are run again")
+    return kept
 
 
 def _whole(results: Path) -> list[list[str]]:

@@ -406,15 +406,6 @@ def test_mistakes_are_one_line_and_exit_code_2(folder: Path, capsys: pytest.Capt
         assert message in errors
 
 
-def test_a_witness_that_cannot_be_written_is_one_line(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    files = ("--onnx", folder / "net.onnx", "--vnnlib", folder / "fails.vnnlib")
-    code, shown, errors = inside(capsys, *files, "--witness", folder / "net.onnx" / "w")
-    assert (code, shown) == (2, "sat\n")
-    assert re.fullmatch(r"error: .*net\.onnx/w cannot be written: .*\n", errors)
-
-
 def test_a_batch_may_start_with_a_byte_order_mark(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "marked.csv").write_bytes(b"\xef\xbb\xbfnet.onnx,holds.vnnlib,30\r\n")
     arguments = ("--batch", folder / "marked.csv", "--results", folder / "r.csv")
