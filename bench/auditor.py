@@ -193,9 +193,9 @@ class _Auditor:
     def _gradient_rungs(self, pgd: Tensor) -> None:
         self._compare("single step beyond many", self._broken(FGSM()), pgd, AHEAD, "fgsm", "pgd")
         few = self._pgd(steps=5, restarts=1)
-        self._compare("few steps beyond many", few, pgd, AHEAD, "5 steps", "20 steps")
+        self._compare("few steps beyond many", few, pgd, AHEAD, "pgd of 5 steps", "pgd of 20")
         less = self._pgd(self.threat.radius / 2)
-        self._compare("smaller radius beyond larger", less, pgd, AHEAD, "eps / 2", "eps")
+        self._compare("smaller radius beyond larger", less, pgd, AHEAD, "pgd at eps / 2", "pgd at eps")
         dimensions = self.batch.x[0].numel()
         whole = {"linf": 1.0, "l2": dimensions**0.5, "l1": float(dimensions)}[self.threat.norm]
         most = self._pgd(whole * self.threat.box.width, steps=40)
@@ -279,7 +279,7 @@ class _Auditor:
     def _compare(self, name: str, first: Tensor, second: Tensor, slack: float, one: str, other: str) -> None:
         """Fails where `first` breaks clearly more samples than `second`."""
         more, fewer = (float(broken.double().mean()) for broken in (first, second))
-        said = f"{one} breaks {100 * more:.0f} %, {other} {100 * fewer:.0f} %"
+        said = f"{100 * more:.0f} % broken by {one}, {100 * fewer:.0f} % by {other}"
         self.rungs.append(Rung(name, more <= fewer + slack + 1e-9, said))
 
 

@@ -78,6 +78,16 @@ def load_baseline(path: Path) -> pd.DataFrame:
     return frame
 
 
+def note_on(baseline: pd.DataFrame, path: Path) -> str:
+    """What a user should know of a baseline that names no networks, "" of any other one."""
+    if NETWORK in baseline:
+        return ""
+    return (
+        f"{path} is older than the rule for other networks: what is checked is taken for the same one, and "
+        "what attacks newly break for better attacks; --update from the released network tells them apart"
+    )
+
+
 def _worth(frame: pd.DataFrame) -> pd.Series:
     """What a judge achieved on each sample: an attack's success or a certificate's proof."""
     proof = frame["kind"] == "certificate"

@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.commands.run import Request, plan_of, run_missing
 from bench.execute import pending
 from bench.outcomes import contradictions, gather
-from bench.regress import compare, junit, load_baseline, regressed, save_baseline, summary
+from bench.regress import compare, junit, load_baseline, note_on, regressed, save_baseline, summary
 from bench.render import wide_console
 from bench.store import Store
 from models.atomic import check_writable, write_atomically
@@ -30,6 +30,9 @@ def execute(
         allow, workers, (baseline.parent if update else None, junit_path and junit_path.parent, out)
     )
     reference = None if update else load_baseline(baseline)
+    note = "" if reference is None else note_on(reference, baseline)
+    if note:
+        print(f"note: {note}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="rhobust-check-") as folder:
         request = Request(matrix=matrix, workers=workers, device="cpu", out=out or Path(folder))
         store, console = Store(request.out), wide_console()

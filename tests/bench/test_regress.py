@@ -8,6 +8,8 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
+import bench.commands.check
+from bench.cli import main
 from bench.record import Record
 from bench.regress import KEPT, Move, compare, junit, load_baseline, regressed, save_baseline, summary
 from models.errors import UserError
@@ -251,6 +253,29 @@ def test_a_baseline_of_before_networks_were_told_apart_is_of_the_same_one(tmp_pa
     outcomes(*run())[KEPT].to_parquet(path)
     (move,) = moved(compare(load_baseline(path), outcomes(*retrained(reach=[0.05, 0.02, 0.1, None]))))
     assert (move.worse, move.better) == ((), (1,))
+    assert not regressed(move, 0)
+
+
+def test_a_baseline_of_before_networks_were_told_apart_is_said_to_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise a weaker network under the same name passes the gate as a stronger attack, in silence."""
+
+    def stopped(*_: object) -> None:
+        raise UserError("stopped")
+
+    monkeypatch.setattr(bench.commands.check, "run_missing", stopped)
+    old, new = tmp_path / "old.parquet", tmp_path / "new.parquet"
+    outcomes(*run())[KEPT].to_parquet(old)
+    save_baseline(outcomes(*run()), new)
+    for path, notes in ((old, 1), (new, 0)):
+        assert main(["check", "--baseline", str(path)]) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert [line.startswith("note: ") for line in said] == [True] * notes + [False]
+        if notes:
+            assert str(old) in said[0]
+            assert "is taken for the same network" in said[0]
+            assert "--update" in said[0]
 
 
 def test_a_baseline_of_other_cells_cannot_judge(tmp_path: Path) -> None:
