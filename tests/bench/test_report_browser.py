@@ -285,6 +285,27 @@ def test_no_page_is_wider_than_the_screen(browser: Browser, site: Path, pixels: 
         assert width <= pixels, page
 
 
+def test_no_table_scrolls_sideways_on_a_phone_and_each_value_has_its_name(
+    browser: Browser, site: Path
+) -> None:
+    browser.width(NARROW)
+    wide = """return Array.from(document.querySelectorAll(".scroll"))
+      .filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.parentElement.id)"""
+    unnamed = """return Array.from(document.querySelectorAll(".stacked td, .cards td"))
+      .filter((cell) => cell.offsetHeight && !cell.dataset.label).map((cell) => cell.outerHTML)"""
+    stacked = 0
+    for page in sorted(site.rglob("*.html")):
+        browser.open(page)
+        browser.driver.execute_script("document.querySelectorAll('details').forEach((d) => d.open = true)")
+        assert browser.driver.execute_script(wide) == [], page
+        assert browser.driver.execute_script(unnamed) == [], page
+        stacked += browser.driver.execute_script("return document.querySelectorAll('.stacked').length")
+    assert stacked > 20
+    browser.width(WIDE)
+    browser.open(site / "provenance.html")
+    assert browser.driver.execute_script("return document.querySelectorAll('.stacked').length") == 0
+
+
 def test_paper_is_white_and_shows_the_whole_table(browser: Browser, board: Path) -> None:
     browser.width(WIDE, dark=True, media="print")
     browser.open(board)

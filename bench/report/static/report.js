@@ -104,6 +104,34 @@
     }
   }
 
+  // On a narrow screen a wide table stands as one block a row, each value under the name of its column.
+  const narrow = window.matchMedia("(max-width: 640px)");
+  const roles = { table: "table", thead: "rowgroup", tbody: "rowgroup", tr: "row", th: "columnheader", td: "cell" };
+
+  function stack(grid) {
+    const heads = Array.from(grid.querySelectorAll("th"));
+    const scroll = grid.querySelector(".scroll");
+    const wide = heads.length > 3 || scroll.scrollWidth > scroll.clientWidth;
+    if (!wide || grid.matches(".cards, .stacked")) return;
+    const names = heads.map((head) => head.textContent);
+    // Blocks are no table to whoever is read to, unless it is said.
+    for (const [name, role] of Object.entries(roles)) {
+      grid.querySelectorAll(name).forEach((one) => one.setAttribute("role", role));
+    }
+    for (const row of grid.querySelector("tbody").rows) {
+      Array.from(row.cells).forEach((cell, place) => {
+        cell.dataset.label = names[place];
+        const words = cell.textContent.trim().split(/\s+/);
+        cell.classList.toggle("long", words.length > 6 || words.some((word) => word.length > 12));
+      });
+    }
+    grid.classList.add("stacked");
+  }
+
+  function stackAll() {
+    if (narrow.matches) document.querySelectorAll(".grid").forEach(stack);
+  }
+
   // The figure's own text says what it shows; its hundred marks need not be read out one by one.
   function hush(place) {
     place.querySelector("svg").setAttribute("aria-hidden", "true");
@@ -149,6 +177,8 @@
   }
 
   document.querySelectorAll(".grid").forEach(setUp);
+  stackAll();
+  narrow.addEventListener("change", stackAll);
   document.documentElement.dataset.ready = "yes";
   draw(Array.from(document.querySelectorAll(".chart[data-spec]")));
 })();
