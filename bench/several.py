@@ -16,7 +16,7 @@ def analyse(
         list[str], typer.Argument(help="Zoo names, or your own: file:net.py:make, ...; drawn side by side.")
     ],
     data: Annotated[
-        str, typer.Option(help="mnist5k, mnist, ..., npz:FILE, folder:DIR or parquet:PLACE.")
+        str, typer.Option(help="mnist5k, mnist, ..., npz:FILE, pt:FILE, folder:DIR or parquet:PLACE.")
     ] = "mnist5k",
     out: Out = Path("results"),
     index: Annotated[

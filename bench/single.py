@@ -26,7 +26,7 @@ def evaluate(
         str, typer.Argument(help="A zoo name, or your own: file:net.py:make, onnx:net.onnx, ...")
     ],
     data: Annotated[
-        str, typer.Option(help="mnist5k, mnist, ..., npz:FILE, folder:DIR or parquet:PLACE.")
+        str, typer.Option(help="mnist5k, mnist, ..., npz:FILE, pt:FILE, folder:DIR or parquet:PLACE.")
     ] = "mnist5k",
     norm: Norm = "linf",
     eps: Annotated[
@@ -102,7 +102,7 @@ def audit(
         str, typer.Argument(help="A zoo name, or your own: file:net.py:make, onnx:net.onnx, ...")
     ],
     data: Annotated[
-        str, typer.Option(help="mnist5k, mnist, ..., npz:FILE, folder:DIR or parquet:PLACE.")
+        str, typer.Option(help="mnist5k, mnist, ..., npz:FILE, pt:FILE, folder:DIR or parquet:PLACE.")
     ] = "mnist5k",
     norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
     eps: Annotated[str, typer.Option(help="Radius, in units of [0, 1]: 0.1 or 8/255.")] = "8/255",
@@ -140,7 +140,7 @@ def smallest(
         str, typer.Argument(help="A zoo name, or your own: file:net.py:make, onnx:net.onnx, ...")
     ],
     data: Annotated[
-        str, typer.Option(help="mnist5k, mnist, ..., npz:FILE, folder:DIR or parquet:PLACE.")
+        str, typer.Option(help="mnist5k, mnist, ..., npz:FILE, pt:FILE, folder:DIR or parquet:PLACE.")
     ] = "mnist5k",
     norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
     limit: Annotated[int, typer.Option(help="How many images, balanced over the classes.")] = 10,
@@ -181,7 +181,7 @@ def detect(
     ],
     detector: Annotated[str, typer.Option(help="pca-tail, feature-squeezing, ..., with (KEY=VALUE).")],
     data: Annotated[
-        str, typer.Option(help="mnist5k, mnist, ..., npz:FILE, folder:DIR or parquet:PLACE.")
+        str, typer.Option(help="mnist5k, mnist, ..., npz:FILE, pt:FILE, folder:DIR or parquet:PLACE.")
     ] = "mnist5k",
     norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
     eps: Annotated[str, typer.Option(help="Radius, in units of [0, 1]: 0.1 or 8/255.")] = "8/255",

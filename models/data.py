@@ -142,9 +142,8 @@ def load_data(name: str, root: Path | None = None, download: bool = False) -> Da
     """
     if not is_data_file(name):
         import_modules("models")
-        kind = Path(name).suffix.removeprefix(".")
-        if kind in ("npz", "parquet"):
-            raise UserError(f"'{name}' is no data set's name: write {kind}:{name}")
+        if name not in DATA:
+            _check_no_place(name)
         return DATA[name](root, download)
     import_modules("models.datasets")
     source, _, place = name.partition(":")
@@ -159,6 +158,17 @@ def load_data(name: str, root: Path | None = None, download: bool = False) -> Da
     if hashed and dataset.sha256[:16] != wanted:
         raise UserError(f"{dataset.name} has changed since this was planned: run the command again")
     return dataset
+
+
+def _check_no_place(name: str) -> None:
+    """Raises UserError where an unknown data set's name is a file or folder: says how it is named."""
+    path = Path(name)
+    kinds = {".npz": "npz", ".parquet": "parquet", ".pt": "pt", ".pth": "pt"}
+    kind = "folder" if path.is_dir() else kinds.get(path.suffix)
+    if kind is not None:
+        raise UserError(f"'{name}' is no data set's name: write {kind}:{name}")
+    if path.suffix == ".npy":
+        raise UserError(f"'{name}' holds no labels: np.savez(FILE, images=..., labels=...), then npz:FILE")
 
 
 def without(dataset: Dataset, excluded: Dataset) -> Dataset:

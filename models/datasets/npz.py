@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +13,9 @@ import torch
 from models.data import DATA_FILES, Dataset
 from models.errors import UserError
 
-NAMES = (("images", "labels"), ("x", "y"), ("x_test", "y_test"), ("data", "labels"))
+NAMES = (("images", "labels"), ("x", "y"), ("x_test", "y_test"), ("data", "labels"), ("data", "targets"))
+
+T = TypeVar("T")
 
 
 def _npz(path: Path, size: int | None) -> Dataset:
@@ -22,17 +26,30 @@ def _npz(path: Path, size: int | None) -> Dataset:
     if size is not None:
         raise UserError(f"npz:{path} has its size already: leave out @size={size}")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            pair = next((pair for pair in NAMES if set(pair) <= set(arrays.files)), None)
-            if pair is None:
-                raise UserError(
-                    f"{path} holds {', '.join(arrays.files) or 'nothing'}: name them images and labels"
-                )
-            images, labels = arrays[pair[0]], arrays[pair[1]]
+        arrays = np.load(path, allow_pickle=False)
+        if isinstance(arrays, np.ndarray):
+            raise UserError(f"{path} holds one array: save both, np.savez(FILE, images=..., labels=...)")
+        with arrays:
+            images, labels = named(path, dict(arrays.items()))
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    return of_arrays("npz", path, images, labels)
+
+
+def named(path: Path, arrays: Mapping[str, T]) -> tuple[T, T]:
+    """The images and labels among arrays by name; raises UserError where no pair of NAMES is there."""
+    pair = next((pair for pair in NAMES if set(pair) <= set(arrays)), None)
+    if pair is None:
+        raise UserError(
+            f"{path} holds {', '.join(map(str, arrays)) or 'nothing'}: name them images and labels"
+        )
+    return arrays[pair[0]], arrays[pair[1]]
+
+
+def of_arrays(source: str, path: Path, images: np.ndarray, labels: np.ndarray) -> Dataset:
+    """The data set of arrays that SOURCE:PATH holds; raises UserError where they are no images and labels."""
     if labels.ndim == 1 and len(images) == len(labels) == 0:
         raise UserError(f"{path} holds no images")
     if len(images) != len(labels) or labels.ndim != 1:
@@ -46,10 +63,15 @@ def _npz(path: Path, size: int | None) -> Dataset:
     if images.dtype != np.uint8:
         low, high = float(images.min()), float(images.max())
         if not (images.dtype.kind == "f" and low >= 0 and high <= 1):
-            raise UserError(f"{path}: images span [{low:g}, {high:g}]: save bytes, or floats in [0, 1]")
+            raise UserError(
+                f"{path}: images span [{low:g}, {high:g}]: save bytes, or floats in [0, 1]; a normalisation "
+                "belongs to the model, as @mean and @std"
+            )
         images = images.astype(np.float32)
     pixels = torch.from_numpy(_channels_first(images))
-    return Dataset(f"npz:{path}", pixels, torch.from_numpy(labels.astype(np.int64)), int(labels.max()) + 1)
+    return Dataset(
+        f"{source}:{path}", pixels, torch.from_numpy(labels.astype(np.int64)), int(labels.max()) + 1
+    )
 
 
 def _channels_first(images: np.ndarray) -> np.ndarray:

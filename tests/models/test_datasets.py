@@ -49,6 +49,12 @@ def written(kind: str, folder: Path) -> str:
     if kind == "npz floats":
         np.savez(folder / "a.npz", x_test=PIXELS / 255, y_test=LABELS)
         return f"npz:{folder}/a.npz"
+    if kind == "pt":
+        torch.save((torch.from_numpy(PIXELS), torch.from_numpy(LABELS)), folder / "a.pt")
+        return f"pt:{folder}/a.pt"
+    if kind == "pt by keys":
+        torch.save({"data": torch.from_numpy(PIXELS), "targets": torch.from_numpy(LABELS)}, folder / "a.pt")
+        return f"pt:{folder}/a.pt"
     contents = [png(image) for image in PIXELS]
     if kind == "parquet":
         return f"parquet:{parquet(folder / 'a.parquet', contents, LABELS)}"
@@ -60,7 +66,16 @@ def written(kind: str, folder: Path) -> str:
     return f"parquet:{parquet(folder / 'a.parquet', contents, [NAMES[label] for label in LABELS])}"
 
 
-KINDS = ("npz", "npz channels last", "npz floats", "parquet", "parquet shards", "parquet of names")
+KINDS = (
+    "npz",
+    "npz channels last",
+    "npz floats",
+    "pt",
+    "pt by keys",
+    "parquet",
+    "parquet shards",
+    "parquet of names",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,6 +170,16 @@ def test_a_panel_is_read_without_the_rest(tmp_path: Path) -> None:
     assert peak < 12e6
 
 
+def npy(folder: Path, source: str) -> str:
+    np.save(folder / "a.npy", PIXELS)
+    return f"{source}{folder}/a.npy"
+
+
+def pt(folder: Path, content: object) -> str:
+    torch.save(content, folder / "a.pt")
+    return f"pt:{folder}/a.pt"
+
+
 def npz(folder: Path, **arrays: np.ndarray) -> str:
     np.savez(folder / "a.npz", **arrays)
     return f"npz:{folder}/a.npz"
@@ -196,6 +221,19 @@ MISTAKES = {
     "range": (
         lambda folder: npz(folder, images=PIXELS * 1.0, labels=LABELS),
         "save bytes, or floats in [0, 1]",
+    ),
+    "one array": (lambda folder: npy(folder, "npz:"), "holds one array: save both, np.savez"),
+    "one array by its path": (lambda folder: npy(folder, ""), "holds no labels: np.savez"),
+    "a folder by its path": (str, "write folder:"),
+    "tensors by their path": (lambda folder: f"{folder}/a.pt", "write pt:"),
+    "absent pt": (lambda folder: f"pt:{folder}/a.pt", "no file"),
+    "a network": (lambda folder: pt(folder, torch.nn.Linear(2, 2)), "holds more than tensors"),
+    "one tensor": (lambda folder: pt(folder, torch.zeros(3)), "holds no images and labels: save the pair"),
+    "pt names": (lambda folder: pt(folder, {"a": torch.zeros(3)}), "holds a: name them images and labels"),
+    "no pt": (lambda folder: f"pt:{npz(folder, images=PIXELS).partition(':')[2]}", "cannot be read"),
+    "pt normalised": (
+        lambda folder: pt(folder, (torch.randn(12, 3, 5, 4), torch.zeros(12).long())),
+        "belongs to the model, as @mean and @std",
     ),
     "objects": (lambda folder: npz(folder, images=np.array([None] * 12), labels=LABELS), "cannot be read"),
     "absent folder": (lambda folder: f"folder:{folder}/absent", "no folder"),
