@@ -53,7 +53,8 @@ def run(
     defense: Annotated[list[str] | None, typer.Option(help="Only this defence.")] = None,
     certify: Annotated[list[str] | None, typer.Option(help="Only this certificate.")] = None,
     data: Annotated[
-        str | None, typer.Option(help="Data set: mnist5k (embedded), mnist, ..., npz:FILE, pt:FILE, folder:DIR.")
+        str | None,
+        typer.Option(help="Data set: mnist5k (embedded), mnist, ..., npz:FILE, pt:FILE, folder:DIR."),
     ] = None,
     data_root: DataRoot = None,
     download: Download = False,

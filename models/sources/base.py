@@ -258,7 +258,9 @@ def load_state(network: nn.Module, weights: Path | None, text: str) -> nn.Module
         ) from None
     except (RuntimeError, OSError, ValueError, TypeError, KeyError, EOFError) as error:
         reason = " ".join((str(error) or type(error).__name__).split())[:200]
-        raise UserError(f"weights {weights} do not fit '{text}': {reason}") from None
+        raise UserError(
+            f"weights {weights} do not fit '{text}', build it as it was trained: {reason}"
+        ) from None
     return network
 
 

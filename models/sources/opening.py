@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
 from models.base import Batch, Classifier, check_logits
 from models.discover import import_modules
 from models.errors import UserError
@@ -11,6 +14,8 @@ from models.sources.base import ModelLine
 from models.trial import tried
 
 IMAGES = 100
+# How often a network may be right, in units of a guess, for it to be asked whether it was trained.
+GUESSED = 2.0
 
 
 @dataclass(frozen=True)
@@ -30,14 +35,18 @@ def open_model(text: str, batch: Batch, num_classes: int, *, lenient: bool = Fal
     import_modules("models.sources")
     line = ModelLine.parse(text)
     batch = batch[:IMAGES]
-    network = line.build(tuple(batch.x.shape[1:]))
+    shape = tuple(batch.x.shape[1:])
+    network = line.build(shape)
     trial = tried(network, batch.x, text, lenient=lenient)
     _check_classes(line, trial.classes, num_classes)
     classifier = Classifier(
         trial.network, num_classes=trial.classes, name=text, stochastic=trial.stochastic
     ).eval()
-    check_logits(classifier.logits(batch.x).detach(), text, lenient=lenient)
-    return Opened(classifier, (*_resized(line, batch), *trial.notes))
+    logits = classifier.logits(batch.x).detach()
+    check_logits(logits, text, lenient=lenient)
+    right = float((logits.argmax(1) == batch.y).double().mean())
+    drawn = _drawn(line, network, shape) if right <= GUESSED / trial.classes else ()
+    return Opened(classifier, (*_resized(line, batch), *trial.notes, *drawn))
 
 
 def _resized(line: ModelLine, batch: Batch) -> tuple[str, ...]:
@@ -46,6 +55,18 @@ def _resized(line: ModelLine, batch: Batch) -> tuple[str, ...]:
         return ()
     sides = [f"{height} x {width}" for height, width in (given, size)]
     return (f"'{line.text}' resizes {sides[0]} images to {sides[1]}: perturbations come before that",)
+
+
+def _drawn(line: ModelLine, network: nn.Module, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """A note where the weights are other ones whenever the network is built, so that none were trained."""
+    if line.source not in ("file", "python") or line.place.weights is not None:
+        return ()
+    again = dict(line.build(shape).named_parameters())
+    if all(
+        torch.equal(weights, again[name]) for name, weights in network.named_parameters() if name in again
+    ):
+        return ()
+    return (f"'{line.text}' has new random weights whenever it is built: name trained ones, --weights FILE",)
 
 
 def _check_classes(line: ModelLine, classes: int, num_classes: int) -> None:

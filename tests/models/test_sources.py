@@ -392,6 +392,20 @@ def test_an_audit_may_see_what_else_is_refused(case: str, folder: Path) -> None:
     assert open_model(text, images(), 3, lenient=True).classifier.num_classes == 3
 
 
+def test_weights_that_were_never_trained_are_noted(folder: Path) -> None:
+    """A forgotten --weights is a network at random, and a number that means nothing."""
+    code = CODE + "\ndef raw():\n    return nn.Sequential(nn.Flatten(), nn.Linear(36, 3))\n"
+    (folder / "net.py").write_text(code, encoding="utf-8")
+    batch = images(60)
+    line = f"file:{folder}/net.py:raw"
+    (note,) = open_model(line, batch, 3).notes
+    assert note.endswith("has new random weights whenever it is built: name trained ones, --weights FILE")
+    torch.save(ModelLine.parse(line).build().state_dict(), folder / "net.pth")
+    assert open_model(f"{line}@weights={folder}/net.pth", batch, 3).notes == ()
+    # The same weights every time are nobody's accident.
+    assert open_model(f"file:{folder}/net.py:make", batch, 3).notes == ()
+
+
 def test_a_wrong_class_count_is_told_from_both_sides(folder: Path) -> None:
     line = f"file:{folder}/net.py:make"
     with pytest.raises(UserError, match="returns 3 logits, but the labels have 5 classes"):
@@ -429,7 +443,8 @@ def other():
         encoding="utf-8",
     )
     assert open_model(f"file:{folder}/vision.py:failing,what=torchvision::nms", images(), 3).classifier
-    assert (folder / "vision.tried").read_text() == ".."
+    # Failed, built, and built again to see whether its weights are random.
+    assert (folder / "vision.tried").read_text() == "..."
     with pytest.raises(UserError, match="mine::nms does not exist"):
         open_model(f"file:{folder}/vision.py:other", images(), 3)
 
