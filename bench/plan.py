@@ -9,20 +9,13 @@ from functools import partial
 from bench.catalog import Catalog, Entry
 from bench.cell import Cell, Component, Threat
 from bench.naming import AT_INPUT, TRAINED, identity, read_defenses, refusal, trained_name, unfit_for
+from bench.skips import Skip, alone, cost_of, expand, idle, threats_of, unseen, zoo_name
 from bench.spec import MatrixSpec
 from bench.weights import is_own
-from models.cost import WIDE, Cost
+from models.cost import WIDE
 from models.errors import UserError
 from models.naming import Term
 from models.registry import suggest
-
-
-@dataclass(frozen=True)
-class Skip:
-    """Something the matrix named that cannot be run, and why."""
-
-    what: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -41,14 +34,6 @@ class Filters:
     defenses: tuple[str, ...] = ()
     attacks: tuple[str, ...] = ()
     certificates: tuple[str, ...] = ()
-
-
-def expand(kind: str, names: tuple[str, ...], known: dict[str, Entry]) -> list[str]:
-    """`names` with "*" replaced by everything known; raises UserError for an unknown name."""
-    for name in names:
-        if name != "*" and name not in known:
-            raise suggest(kind, name, sorted(known))
-    return sorted(known) if "*" in names else list(dict.fromkeys(names))
 
 
 def make_plan(
@@ -90,8 +75,8 @@ def make_plan(
                     seed=spec.seed,
                 )
             )
-    idle = _idle(spec, catalog) + _alone(spec, catalog, zoo, sources)
-    return Plan(tuple(cells), (*skips, *idle))
+    left_out = idle(spec, catalog) + alone(spec, catalog, zoo, sources) + unseen(spec, catalog, zoo)
+    return Plan(tuple(cells), (*skips, *left_out))
 
 
 def with_own(catalog: Catalog, models: tuple[str, ...], data: str) -> Catalog:
@@ -106,11 +91,6 @@ def with_own(catalog: Catalog, models: tuple[str, ...], data: str) -> Catalog:
     mine = {name: entry(name) for name in models if is_own(name)}
     images = {data: entry(data)} if is_own(data) else {}
     return catalog.model_copy(update={"models": catalog.models | mine, "data": catalog.data | images})
-
-
-def zoo_name(pair: tuple[str, str]) -> str:
-    """The zoo name of (model, defense)."""
-    return pair[0] if pair[1] == "none" else f"{pair[0]}+{pair[1]}"
 
 
 def _untrained(name: str, catalog: Catalog, weights: Callable[[str], str], named: bool) -> str | None:
@@ -181,15 +161,15 @@ def _judges(
         chosen = _chosen(spec, entry)
         for variant in _variants(entry, chosen, _others(entry, pair, sources, catalog)):
             judge = Component(kind="attack", name=name, chosen=variant, defaults=entry.defaults)
-            for threat in _threats(spec, entry):
+            for threat in threats_of(spec, entry):
                 if images:
                     yield judge, threat, images
         yield from _unaware(spec, catalog, entry, pair)
     for name in expand("certificate", spec.certificates, catalog.certificates):
         entry = catalog.certificates[name]
-        images = spec.images[_cost(entry, catalog.models[pair[0]])]
+        images = spec.images[cost_of(entry, catalog.models[pair[0]])]
         judge = Component(kind="certificate", name=name, chosen=_chosen(spec, entry), defaults=entry.defaults)
-        for threat in _threats(spec, entry):
+        for threat in threats_of(spec, entry):
             if images:
                 yield judge, threat, images
 
@@ -214,7 +194,7 @@ def _unaware(
         text = str(Term(name, tuple(sorted(_chosen(spec, inner).items()))))
         chosen = {**_chosen(spec, entry), "source": bare, "attack": text}
         judge = Component(kind="attack", name=entry.name, chosen=chosen, defaults=entry.defaults)
-        for threat in _threats(spec, entry):
+        for threat in threats_of(spec, entry):
             if threat.norm in inner.norms:
                 yield judge, threat, images
 
@@ -240,50 +220,9 @@ def _variants(entry: Entry, chosen: dict[str, object], others: list[str]) -> lis
     return variants
 
 
-def _cost(judge: Entry, model: Entry) -> Cost:
-    return judge.wide_cost if judge.wide_cost and model.neurons > WIDE else judge.cost
-
-
 def _chosen(spec: MatrixSpec, entry: Entry) -> dict[str, object]:
     chosen = spec.parameters.get(entry.name, {})
     for key in chosen:
         if key not in entry.defaults:
             raise suggest(f"parameter of {entry.name}", key, sorted(entry.defaults))
     return dict(chosen)
-
-
-def _threats(spec: MatrixSpec, entry: Entry) -> list[Threat]:
-    """The matrix' threats in the component's norms; one without eps per norm for a minimal attack."""
-    mine = [threat for threat in spec.threats if threat.norm in entry.norms]
-    if entry.minimal:
-        return [Threat(norm=norm, eps=None) for norm in dict.fromkeys(threat.norm for threat in mine)]
-    return [threat for threat in mine if threat.eps is not None]
-
-
-def _alone(spec: MatrixSpec, catalog: Catalog, zoo: list[tuple[str, str]], sources: list[str]) -> list[Skip]:
-    """Targets with too few sources besides them for an ensemble."""
-    names = [
-        name for name in expand("attack", spec.attacks, catalog.attacks) if catalog.attacks[name].ensemble
-    ]
-    return [
-        Skip(f"attack {name} on {target}", "needs two sources or more besides its target: see `sources`")
-        for name in names
-        for target in map(zoo_name, zoo)
-        if _threats(spec, catalog.attacks[name]) and len(set(sources) - {target}) < 2
-    ]
-
-
-def _idle(spec: MatrixSpec, catalog: Catalog) -> list[Skip]:
-    """Components that the matrix names but whose norms it never asks for."""
-    named = [
-        ("attack", name, catalog.attacks[name]) for name in expand("attack", spec.attacks, catalog.attacks)
-    ]
-    named += [
-        ("certificate", name, catalog.certificates[name])
-        for name in expand("certificate", spec.certificates, catalog.certificates)
-    ]
-    return [
-        Skip(f"{kind} {name}", f"has norms {', '.join(entry.norms)}, which no threat of this matrix uses")
-        for kind, name, entry in named
-        if not _threats(spec, entry)
-    ]

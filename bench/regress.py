@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -60,11 +61,13 @@ def save_baseline(outcomes: pd.DataFrame, path: Path) -> None:
     )
 
 
-def load_baseline(path: Path) -> pd.DataFrame:
-    """A stored baseline; raises UserError where it is absent or cannot be read."""
+def load_baseline(path: Path, matrix: str = "ci") -> pd.DataFrame:
+    """A stored baseline of `matrix`; raises UserError where it is absent or cannot be read."""
     if not path.exists():
+        other = "" if matrix == "ci" else f" --matrix {shlex.quote(matrix)}"
         raise UserError(
-            f"no baseline {path}: make one with: python -m bench check --update --baseline {path}"
+            f"no baseline {path}: make one with: "
+            f"python -m bench check --update{other} --baseline {shlex.quote(str(path))}"
         )
     try:
         frame = pd.read_parquet(path)
@@ -83,8 +86,8 @@ def note_on(baseline: pd.DataFrame, path: Path) -> str:
     if NETWORK in baseline:
         return ""
     return (
-        f"{path} is older than the rule for other networks: what is checked is taken for the same one, and "
-        "what attacks newly break for better attacks; --update from the released network tells them apart"
+        f"{path} is older than the rule for other networks: yours is taken for the same network, and what "
+        "attacks newly break for better attacks; --update from the released network tells them apart"
     )
 
 

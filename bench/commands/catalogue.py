@@ -54,7 +54,8 @@ def execute(kind: str, as_json: bool) -> int:
     for entry in entries:
         row = [entry.name]
         if judges:
-            row += [" ".join(entry.norms), entry.cost.value]
+            wide = f", {entry.wide_cost.value} where wide" if entry.wide_cost else ""
+            row += [" ".join(entry.norms), f"{entry.cost.value}{wide}"]
         row.append(entry.summary)
         if not bare:
             row.append(entry.paper)

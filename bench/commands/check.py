@@ -29,7 +29,7 @@ def execute(
     _check_options(
         allow, workers, (baseline.parent if update else None, junit_path and junit_path.parent, out)
     )
-    reference = None if update else load_baseline(baseline)
+    reference = None if update else load_baseline(baseline, matrix)
     note = "" if reference is None else note_on(reference, baseline)
     if note:
         print(f"note: {note}", file=sys.stderr)
@@ -37,6 +37,8 @@ def execute(
         request = Request(matrix=matrix, workers=workers, device="cpu", out=out or Path(folder))
         store, console = Store(request.out), wide_console()
         plan, _ = plan_of(request)
+        for skip in plan.skips:
+            console.print(f"skipped: {skip.what}: {skip.reason}", highlight=False, soft_wrap=True)
         plan = run_missing(plan, pending(plan, store), store, request, console)
         records = store.many(cell.id for cell in plan.cells)
     failed = [record for record in records if record.header.status == "failed"]

@@ -67,6 +67,18 @@ def test_images_follow_the_cost_class() -> None:
     assert "program" not in {cell.judge.name for cell in none}
 
 
+def test_a_judge_that_is_named_and_gets_no_image_is_a_skip_with_its_reason() -> None:
+    """A gate that names a certificate must not lose it in silence."""
+    none = {**IMAGES, Cost.EXTREME: 0, Cost.CHEAP: 0}
+    made = plan(images=none, certificates=("program",), attacks=("nearest", "step"), models=("dense+none",))
+    assert {cell.judge.name for cell in made.cells} == {"nearest"}
+    assert {skip.what: skip.reason for skip in made.skips} == {
+        "certificate program on dense": "gets no image: extreme = 0 under [images], give it some",
+        "attack step on dense": "gets no image: cheap = 0 under [images], give it some",
+    }
+    assert not plan(images=none, attacks=("nearest",), models=("dense+none",)).skips[1:]
+
+
 def test_a_minimal_attack_runs_once_a_norm_without_a_radius() -> None:
     threats = [cell.threat for cell in plan(models=("dense+none",)).cells if cell.judge.name == "nearest"]
     assert threats == [Threat(norm="linf", eps=None), Threat(norm="l2", eps=None)]

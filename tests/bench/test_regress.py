@@ -274,8 +274,16 @@ def test_a_baseline_of_before_networks_were_told_apart_is_said_to_be_one(
         assert [line.startswith("note: ") for line in said] == [True] * notes + [False]
         if notes:
             assert str(old) in said[0]
-            assert "is taken for the same network" in said[0]
+            assert "yours is taken for the same network" in said[0]
             assert "--update" in said[0]
+
+
+def test_the_way_to_make_a_baseline_names_the_matrix(tmp_path: Path) -> None:
+    """Copied without it, the command would judge the suite's own networks ever after."""
+    path = tmp_path / "my gate.parquet"
+    with pytest.raises(UserError) as refusal:
+        load_baseline(path, "my gate.toml")
+    assert str(refusal.value).endswith(f"check --update --matrix 'my gate.toml' --baseline '{path}'")
 
 
 def test_a_baseline_of_other_cells_cannot_judge(tmp_path: Path) -> None:
