@@ -115,6 +115,9 @@ def _numbered(shown: pd.DataFrame, models: tuple[str, ...]) -> pd.DataFrame:
 
 
 def wide_console() -> Console:
-    """A console that does not squeeze tables into 80 columns where there is no terminal."""
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
+    """A console that does not squeeze tables into 80 columns where there is no terminal.
+
+    Brackets are text: they stand in names and messages.
+    """
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(width=140, markup=False)

@@ -32,7 +32,7 @@ def report(store: Store, cell_ids: list[str], console: Console) -> int:
         if table.name != "not-run" and not table.name.endswith(("-judges", "-families")):
             show(table, console)
     console.print(f"leaderboards: {store.folder / 'leaderboards'}", highlight=False, soft_wrap=True)
-    errors = Console(stderr=True)
+    errors = Console(stderr=True, markup=False)
     for line in clashes:
         errors.print(f"CONTRADICTION: {line}", style="bold red", highlight=False, soft_wrap=True)
     return 1 if clashes else 0

@@ -21,7 +21,7 @@ def execute(
 
     Weights that it goes on from, and that are neither in `out` nor shipped, are trained before it.
     """
-    name, folder, console = ModelName.parse(text), out or SHIPPED, Console()
+    name, folder, console = ModelName.parse(text), out or SHIPPED, Console(markup=False)
     card = read_card(str(name), folder)
     if card is not None and not force:
         console.print(f"{name} is trained already ({places(str(name), folder)[0]}): --force trains it again")
@@ -51,7 +51,12 @@ def _missing(name: ModelName, folder: Path) -> list[ModelName]:
 
 def _show(name: str, steps: Iterable[TrainingStep], console: Console) -> None:
     """Runs a training, with a bar on a terminal and a line an epoch elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task(name, total=None)
         epoch = -1

@@ -162,6 +162,17 @@ def test_a_second_run_in_one_folder_is_refused_and_a_finished_one_is_shown(
         assert main(line) == 0
 
 
+def test_a_line_with_brackets_is_printed_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets are no markup: a path or a table of TOML may have them."""
+    matrix = tmp_path / "mine.toml"
+    text = matrix_of("fgsm", "").replace("cheap = 10", "cheap = 0").replace('["fgsm"]', '["fgsm", "apgd"]')
+    matrix.write_text(text)
+    out = tmp_path / "[bold]out"
+    assert main(["run", "--matrix", str(matrix), "--dry-run", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "attack fgsm on fc500-150-10: gets no image: cheap = 0 under [images], give it some" in shown
+
+
 def test_numbers_may_be_written_without_a_point(tmp_path: Path) -> None:
     matrix = tmp_path / "mine.toml"
     matrix.write_text(matrix_of("exact", "seconds = 3"))
