@@ -254,7 +254,16 @@ def _train_first(name: ModelName, root: Path | None, device: str, download: bool
             if not number:
                 LOG.warning(_begun(name.trained))
     except UserError as reason:
-        raise UserError(f"{name} has no weights, and to train it: {reason}") from None
+        others = _alike(name)
+        known = f" (there are those of {', '.join(others)})" if others else ""
+        raise UserError(f"{name} has no weights{known}, and to train it: {reason}") from None
+
+
+def _alike(name: ModelName) -> list[str]:
+    """The members whose weights ship and that differ from `name` in parameters alone."""
+    kinds = [term.name for term in read_terms(name.trained)]
+    stems = (card.stem for card in sorted(SHIPPED.glob("*.json")) if "~" not in card.stem)
+    return [other for other in stems if [term.name for term in read_terms(other)] == kinds]
 
 
 def _begun(name: str) -> str:

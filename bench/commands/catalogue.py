@@ -30,7 +30,8 @@ def _trained(path: Path) -> Entry:
     """A zoo member whose weights ship, as its card describes it."""
     card = json.loads(path.read_bytes())
     data, clean = next(iter(card["accuracies"].items()))
-    took = f", {card['seconds'] / 60:.0f} min" if card.get("seconds") else ""
+    seconds = card.get("seconds") or 0.0
+    took = f", {seconds / 60:.0f} min" if seconds >= 60 else f", {seconds:.0f} s" if seconds else ""
     summary = f"{100 * clean:.2f} % of {data}, {card['recipe']['epochs']} epochs{took}"
     return Entry(name=card["name"], summary=summary, paper="")
 

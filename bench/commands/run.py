@@ -216,10 +216,8 @@ def _show_plan(plan: Plan, waiting: list[Cell], store: Store, console: Console) 
         console.print(f"{state:9} {cell.title}{took}", highlight=False, soft_wrap=True)
     for skip in plan.skips:
         console.print(f"skipped   {skip.what}: {skip.reason}", highlight=False, soft_wrap=True)
-    console.print(
-        f"{len(plan.cells)} cells, {len(todo)} to run; the others took {known:.0f} s of one core",
-        highlight=False,
-    )
+    took = f"; the others took {known:.0f} s of one core" if len(todo) < len(plan.cells) else ""
+    console.print(f"{len(plan.cells)} cells, {len(todo)} to run{took}", highlight=False)
     return 0
 
 

@@ -91,6 +91,9 @@ def test_the_weights_that_ship_are_listed_with_what_their_cards_say(
     entries = {entry["name"]: entry["summary"] for entry in json.loads(shown)}
     assert sorted(entries) == sorted(json.loads(card.read_bytes())["name"] for card in SHIPPED.glob("*.json"))
     assert entries["lenet"].startswith("99.32 % of mnist_test_10000, 12 epochs")
+    # Half a minute is not none.
+    assert not any(summary.endswith(", 0 min") for summary in entries.values())
+    assert any(re.search(r", [1-9]\d? s$", summary) for summary in entries.values())
     code, table, _ = inside(capsys, "list", "weights")
     assert code == 0
     assert "fc500-150-10+polytope" in table

@@ -214,3 +214,15 @@ def test_a_model_whose_weights_are_absent_is_why_training_images_are_asked_for(
     )
     with pytest.raises(UserError, match=said):
         load(ModelName.parse("fc500-150-10+l1-sparse+median"), folder=tmp_path)
+
+
+def test_absent_weights_name_those_that_ship_with_other_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained anew for an hour, or asked for as it ships: its user should know of the second."""
+    monkeypatch.delenv("RHOBUST_DATA", raising=False)
+    said = (
+        r"conv-small\+temperature has no weights \(there are those of conv-small\+temperature\(epochs=15\)\)"
+    )
+    with pytest.raises(UserError, match=said):
+        load(ModelName.parse("conv-small+temperature"), folder=tmp_path)
