@@ -26,7 +26,6 @@ POOL = 200_000_000
 WARM_PROGRAM = 400
 INFORMATIVE = 0.02
 LEAF_STEPS = 300
-PROGRAMS = 2000
 
 
 @dataclass
@@ -130,8 +129,8 @@ class BranchAndBound:
         size = min(self.batch, 16) if self.small else self.batch
         size = max(1, min(size, POOL // (CANDIDATES * 2 * 64 * max(1, self.folded.neurons))))
         value, children, bound = self._children(*self._take(self.values.argsort()[:size]))
-        if self.small:
-            self._solve(value, children, bound, deadline)
+        if self.probe and self.small:
+            self.probe.improve(value, children, bound, deadline)
         self._settle(value, children, bound)
 
     def _take(self, rows: Tensor) -> tuple[Branches, Tensor, Tensor, Tensor]:
@@ -157,55 +156,45 @@ class BranchAndBound:
         return torch.maximum(value, proved.repeat(2)), children, bound
 
     def _plunge(self, deadline: float) -> None:
-        """Follows the worst branch down, its relaxation solved exactly before each split, until it is proved.
+        """Solves the relaxations of the worst branches exactly, for as long as the program's time lasts.
 
-        Then the next one, for as long as the program's share of the time lasts: branches where the ascent
-        has stalled are often proved by the program, or broken at its vertex.
+        Where the ascent has stalled they are often proved by it, or broken at its vertex. Those that are
+        worked on stand apart, since a large pool is slow to take from.
         """
+        while len(self.pool) and self.witness is None and self._left(deadline) > 0:
+            taken = self._take(self.values.argsort()[: self.batch])
+            others = self.pool, self.values, self.places, self.slopes
+            self.pool, self.values, self.places, self.slopes = taken
+            self._follow(deadline)
+            self.pool = Branches.join([others[0], self.pool])
+            self.values, self.places, self.slopes = (
+                torch.cat(pair)
+                for pair in zip(others[1:], (self.values, self.places, self.slopes), strict=True)
+            )
+
+    def _left(self, deadline: float) -> float:
+        """The seconds that the next program may take; 0 or less where none is due."""
+        return min(self.probe.limit(self.searched), deadline - time.monotonic()) if self.probe else 0.0
+
+    def _follow(self, deadline: float) -> None:
+        """Follows the worst branch down, its relaxation solved before each split; then the next."""
         newest = 0
-        while self.probe and len(self.pool) and self.witness is None:
-            left = min(self.probe.limit(self.searched), deadline - time.monotonic())
-            if left <= 0:
-                return
+        while self.probe and len(self.pool) and self.witness is None and (left := self._left(deadline)) > 0:
             here = (
                 self.values[-newest:].argmin() + len(self.pool) - newest if newest else self.values.argmin()
             )
             branch, value, *_ = self._take(here[None])
             found = self.probe.solve(branch, left)
             branch, bound = found or (branch, self.dual.bound(branch))
-            self._look(value, branch.group, bound.x)
-            before = len(self.pool)
-            self._settle(torch.maximum(value, bound.value), branch, bound)
+            before, value = len(self.pool), torch.maximum(value, bound.value)
+            if not bool(value > self.tolerance):
+                self._look(value, branch.group, bound.x)
+            self._settle(value, branch, bound)
             if found is None:
                 return
             if len(self.pool) > before and self.witness is None:
                 self._settle(*self._children(*self._take(torch.tensor([before]))))
             newest = len(self.pool) - before
-
-    def _solve(self, value: Tensor, branches: Branches, bound: Bound, until: float) -> None:
-        """Solves the few open branches nearest to a proof exactly, up to time `until`, in place.
-
-        Where the folded network is small a warm linear program costs little more than an ascent,
-        and proves what the ascent's last digits leave open; the larger, the fewer are solved.
-        """
-        assert self.probe is not None
-        most = max(1, PROGRAMS // max(1, self.folded.neurons))
-        open_ones = value.argsort(descending=True)
-        for row in open_ones[value[open_ones] <= self.tolerance][:most].tolist():
-            left = until - time.monotonic()
-            if left <= 0:
-                return
-            found = self.probe.solve(branches.select(torch.tensor([row])), left)
-            if found is None:
-                continue
-            branch, exact = found
-            if value[row] < exact.value[0] < torch.inf:
-                value[row] = exact.value[0]
-                branches.alpha[row], branches.beta[row] = branch.alpha[0], branch.beta[0]
-                for name in ("value", "q", "t"):
-                    getattr(bound, name)[row] = getattr(exact, name)[0]
-            # A vertex of the program: where the relaxation is tight it is the witness itself.
-            bound.x[row], bound.violation[row] = exact.x[0], exact.violation[0]
 
     def _split(self, parents: Branches, proved: Tensor, places: Tensor, slopes: Tensor) -> Branches:
         """Both children of each parent at the candidate whose worse child is best."""

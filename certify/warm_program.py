@@ -16,16 +16,17 @@ from certify.witness import overlap_from_multipliers, slopes_from_multipliers
 # So far above what is enough the multipliers that have been found still prove it.
 BEYOND = 1e-3
 
-# The solver's names for its two methods, and what the first may take of the time.
+# The solver's names for its two methods, and what the first may take of the time where both are tried.
 DUAL, PRIMAL = 1, 4
-FIRST = 0.5
+WARM = 0.3
 LOST = (
     highspy.HighsModelStatus.kUnknown,
     highspy.HighsModelStatus.kSolveError,
     highspy.HighsModelStatus.kTimeLimit,
 )
 
-RAYS = (1.0, 30.0, 1e3, 3e4)
+# The price of a phase that is not kept, in units of the target's largest coefficient.
+PRICE = 1e3
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,13 @@ class Multipliers:
 
 
 class WarmProgram:
-    """One HiGHS model: variables x, z, a; a change of target or of a phase keeps the last basis.
+    """One HiGHS model: variables x, z, a, e; a change of target or of a phase keeps the last basis.
 
-    Rows: z affine in x and a; a - leak z >= 0; a - z >= 0; a below the chord. A fixed phase turns
-    one of the middle two into an equality, drops the other two and bounds z by 0. What follows from
-    other rows, such as l <= z <= u, stays out so that no multiplier hides there.
+    Rows: z affine in x and a; a - leak z >= -e; a - z >= -e'; a below the chord. A fixed phase turns one of
+    the middle two into an equality and drops the last: then the other one bounds z by 0. Phases that no
+    input satisfies make a program no harder, since e, 0 where neurons are free, may be bought there at
+    `price`, the largest multiplier of a phase. What follows from other rows, such as l <= z <= u, stays
+    out so that no multiplier hides there.
     """
 
     def __init__(self, folded: Folded, targets: Targets) -> None:
@@ -61,9 +64,10 @@ class WarmProgram:
         ):  # fmt: skip
             self.solver.setOptionValue(option, value)
         self.lower, self.upper = folded.lower.numpy(), folded.upper.numpy()
+        self.price = PRICE * max(1.0, float(targets.neuron_rows.abs().max()) if self.m else 0.0)
         self.solver.passModel(self._program())
         self.sign = np.zeros(self.m, dtype=np.int8)
-        self.early = False
+        self.early = self.based = False
 
     def _program(self) -> highspy.HighsLp:
         folded, m = self.folded, self.m
@@ -73,15 +77,20 @@ class WarmProgram:
         one = eye_array(m, format="csr")
         x, a = csr_matrix(folded.input_rows.numpy()), csr_matrix(folded.neuron_rows.numpy())
         matrix = block_array(
-            [[-x, one, -a], [None, -slope, one], [None, -one, one], [None, -line, one]], format="csr"
+            [
+                [-x, one, -a, None, None],
+                [None, -slope, one, one, None],
+                [None, -one, one, None, one],
+                [None, -line, one, None, None],
+            ],
+            format="csr",
         )
         none, most = np.zeros(m), np.full(m, highspy.kHighsInf)
-        self.matrix = matrix
         program = highspy.HighsLp()
-        program.num_col_, program.num_row_ = self.d + 2 * m, 4 * m
-        program.col_cost_ = np.zeros(self.d + 2 * m)
-        program.col_lower_ = np.concatenate([folded.inputs.lower.numpy(), -most, -most])
-        program.col_upper_ = np.concatenate([folded.inputs.upper.numpy(), most, most])
+        program.num_col_, program.num_row_ = self.d + 4 * m, 4 * m
+        program.col_cost_ = np.zeros(self.d + 4 * m)
+        program.col_lower_ = np.concatenate([folded.inputs.lower.numpy(), -most, -most, none, none])
+        program.col_upper_ = np.concatenate([folded.inputs.upper.numpy(), most, most, none, none])
         program.row_lower_ = np.concatenate([constant, none, none, -most])
         self.chord_end = (1 - chord) * self.upper
         program.row_upper_ = np.concatenate([constant, most, most, self.chord_end])
@@ -95,16 +104,17 @@ class WarmProgram:
         changed = np.flatnonzero(sign != self.sign).astype(np.int32)
         if not len(changed):
             return
-        wanted = sign[changed]
-        infinity = highspy.kHighsInf
-        columns = changed + self.d
-        low = np.where(wanted > 0, 0.0, -infinity)
-        high = np.where(wanted < 0, 0.0, infinity)
-        self.solver.changeColsBounds(len(changed), columns, low, high)
+        wanted, infinity = sign[changed], highspy.kHighsInf
+        bought = changed + self.d + 2 * self.m
+        for columns, phase in ((bought, 1), (bought + self.m, -1)):
+            none = np.zeros(len(changed))
+            self.solver.changeColsBounds(
+                len(changed), columns, none, np.where(wanted == phase, infinity, 0.0)
+            )
         for neuron, value in zip(changed.tolist(), wanted.tolist(), strict=True):
             for block, phase in ((1, -1), (2, 1)):
-                ends = (0.0, 0.0) if value == phase else (0.0 if not value else -infinity, infinity)
-                self.solver.changeRowBounds(block * self.m + neuron, *ends)
+                end = 0.0 if value == phase else infinity
+                self.solver.changeRowBounds(block * self.m + neuron, 0.0, end)
             chord = self.chord_end[neuron] if not value else infinity
             self.solver.changeRowBounds(3 * self.m + neuron, -infinity, chord)
         self.sign = sign.copy()
@@ -116,14 +126,13 @@ class WarmProgram:
 
         The solver may stop where it has seen that the least is above `enough`; `early` says whether it did.
 
-        Phases that no input satisfies give several: the solver's ray of infeasibility at growing
-        scales, along which the bound rises for ever. `alpha` (m,) stands wherever the program leaves a
-        slope open. Nothing here is believed: the caller evaluates what the multipliers prove.
+        `alpha` (m,) stands wherever the program leaves a slope open. Nothing here is believed: the caller
+        evaluates what the multipliers prove.
         """
         self._impose(sign.numpy())
         cost = np.concatenate([
             self.targets.input_rows[group, 0].numpy(), np.zeros(self.m),
-            self.targets.neuron_rows[group, 0].numpy(),
+            self.targets.neuron_rows[group, 0].numpy(), np.full(2 * self.m, self.price),
         ])  # fmt: skip
         self.solver.changeColsCost(len(cost), np.arange(len(cost), dtype=np.int32), cost)
         constant = float(self.targets.constant[group, 0])
@@ -131,45 +140,47 @@ class WarmProgram:
         self._run(seconds)
         status, m = self.solver.getModelStatus(), self.m
         self.early = status == highspy.HighsModelStatus.kObjectiveBound
-        if status == highspy.HighsModelStatus.kInfeasible:
-            return self._ray(sign, alpha)
         if status != highspy.HighsModelStatus.kOptimal and not self.early:
             return []
         solution = self.solver.getSolution()
         rows = torch.from_numpy(np.array(solution.row_dual, dtype=np.float64))
-        reduced = torch.from_numpy(np.array(solution.col_dual, dtype=np.float64))[self.d : self.d + m]
-        beta = torch.nan_to_num(reduced * sign, 0.0, 0.0, 0.0).clamp(min=0)
         zero, line, chord = rows[m:].split(m)
+        held = torch.where(sign > 0, zero, line) * (sign != 0) * (1 - self.folded.leak)
+        beta = torch.nan_to_num(held, 0.0, 0.0, 0.0).clamp(min=0)
         slopes, overlap = (
             slopes_from_multipliers(zero, line, alpha),
             overlap_from_multipliers(zero, line, -chord),
         )
-        x, z, a = torch.from_numpy(np.array(solution.col_value, dtype=np.float64)).split([self.d, m, m])
+        x, z, a, _ = torch.from_numpy(np.array(solution.col_value, dtype=np.float64)).split(
+            [self.d, m, m, 2 * m]
+        )
         violation = (a - torch.where(z > 0, z, self.folded.leak * z)).abs()
         return [Multipliers(slopes, beta, x, violation, overlap)]
 
     def _run(self, seconds: float) -> None:
-        """Runs the dual simplex from the last basis; where that gets lost the primal one, from none."""
-        for strategy, share in ((DUAL, FIRST), (PRIMAL, 1.0)):
-            self.solver.setOptionValue("simplex_strategy", strategy)
-            self.solver.setOptionValue("time_limit", self.solver.getRunTime() + share * seconds)
+        """Runs the dual simplex from the last basis; where that gets lost the primal one, from none.
+
+        Without a basis to start from the primal one is the faster where phases are imposed.
+        """
+        imposed = bool(self.sign.any())
+        methods = (
+            [(PRIMAL, 1.0)]
+            if imposed and not self.based
+            else [(DUAL, WARM if imposed else 1.0), (PRIMAL, 1.0)]
+        )
+        until = self.solver.getRunTime() + seconds
+        for method, share in methods:
+            left = until - self.solver.getRunTime()
+            if left <= 0:
+                return
+            self.solver.setOptionValue("simplex_strategy", method)
+            self.solver.setOptionValue("time_limit", self.solver.getRunTime() + share * left)
             self.solver.run()
-            if self.solver.getModelStatus() not in LOST:
+            self.based = self.solver.getModelStatus() not in LOST
+            if self.based:
                 return
             self.solver.clearSolver()
 
     def minimum(self, group: int, alpha: Tensor, seconds: float) -> list[Multipliers]:
         """The multipliers where the group's function is least with every phase free."""
         return self.solve(group, torch.zeros(self.m, dtype=torch.int8), alpha, seconds)
-
-    def _ray(self, sign: Tensor, alpha: Tensor) -> list[Multipliers]:
-        found = self.solver.getDualRay()  # type: ignore[attr-defined]
-        ray = torch.from_numpy(np.array(found[-1], dtype=np.float64))
-        if len(ray) != 4 * self.m or not bool(torch.isfinite(ray).all()):
-            return []
-        m, inputs = self.m, (self.folded.inputs.lower + self.folded.inputs.upper) / 2
-        slopes = slopes_from_multipliers(ray[m : 2 * m], ray[2 * m : 3 * m], alpha)
-        columns = torch.from_numpy(self.matrix.T @ ray.numpy())[self.d : self.d + m]
-        beta = (-columns * sign).clamp(min=0)
-        beta = beta / beta.amax().clamp(min=1e-12)
-        return [Multipliers(slopes, beta * scale, inputs, torch.zeros_like(beta)) for scale in RAYS]

@@ -134,7 +134,7 @@ def test_multipliers_outside_their_range_prove_nothing(alpha, beta, monkeypatch)
             branches = imposed(folded, tree.pool, tree.places[:, 0], tree.slopes[:, 0], sign)
             start = torch.full((1,), -torch.inf, dtype=torch.float64)
             value = start.clone()
-            tree._solve(value, branches, tree.dual.bound(branches), float("inf"))
+            tree.probe.improve(value, branches, tree.dual.bound(branches), float("inf"))
             legal = (z * branches.sign[0] >= 0).all(1)
             asked += int(legal.any())
             least = targets.values(points, a)[legal].amin() if legal.any() else torch.inf
@@ -180,7 +180,7 @@ def test_plunges_agree_with_mixed_integer_programming(monkeypatch):
 @torch.no_grad()
 def test_a_plunge_proves_where_the_ascent_stands_still(monkeypatch):
     with_programs = without = 0
-    for seed in range(20):
+    for seed in range(12):
         _, _, folded, targets, _ = a_problem(seed, 1, DEEPER)
         if not feasible_point(folded, targets, 0, 20.0).infeasible:
             continue
@@ -211,20 +211,63 @@ def test_the_vertex_of_a_program_breaks_what_is_broken(monkeypatch):
     assert found > 3
 
 
+def children(dual, root):
+    """The branches that impose one phase of one neuron each."""
+    many = dual.folded.neurons
+    rows = root.select(torch.zeros(many, dtype=torch.long))
+    places, q = torch.arange(many), dual.bound(root).q[0]
+    return [
+        imposed(dual.folded, rows, places, q, sign).select(places[i : i + 1])
+        for sign in (1, -1)
+        for i in places
+    ]
+
+
 @torch.no_grad()
 def test_a_program_that_stops_early_has_seen_enough():
-    early = 0
-    for seed in range(60):
+    early = due = proved = 0
+    for seed in range(30):
         _, _, folded, targets, _ = a_problem(seed, 1)
         if not folded.neurons:
             continue
         dual, root = Dual(folded, targets), Branches.roots(folded, targets)
-        least = float(probe.Probe(dual, float("inf")).solve(root, 10.0)[1].value)
-        for enough in (least - 0.5, least - 0.05):
-            value = float(probe.Probe(dual, enough).solve(root, 10.0)[1].value)
-            assert enough < value <= least + 1e-6
-            early += value < least - 1e-6
-    assert early > 5
+        for child in children(dual, root):
+            whole = probe.Probe(dual, torch.inf)
+            whole.solve(child, 10.0)
+            least = whole.program.solver.getInfo().objective_function_value + float(targets.constant)
+            for enough in (least - 0.5, least - 0.05):
+                warm = probe.Probe(dual, enough)
+                warm.solve(root, 10.0)
+                value = float(warm.solve(child, 10.0)[1].value)
+                assert value <= least + 1e-6
+                early += warm.program.early
+                due, proved = due + 1, proved + (value > enough)
+    assert early >= 3
+    # At corners of their triangles neurons hold a share of the bound that slopes alone do not carry.
+    assert proved > 0.95 * due
+
+
+@torch.no_grad()
+def test_phases_that_no_input_satisfies_are_proved():
+    impossible = 0
+    for seed in range(9):
+        _, _, folded, targets, _ = a_problem(seed, 1)
+        if not folded.neurons:
+            continue
+        dual, root = Dual(folded, targets), Branches.roots(folded, targets)
+        points = folded.inputs.lower + torch.rand(2000, len(folded.inputs.lower), dtype=torch.float64) * (
+            folded.inputs.upper - folded.inputs.lower
+        )
+        z, a = folded.outputs(points)
+        for one in children(dual, root):
+            for both in children(dual, one):
+                reached = (z * both.sign[0] >= 0).all(1)
+                value = float(probe.Probe(dual, torch.inf).solve(both, 10.0)[1].value)
+                if bool(reached.any()):
+                    assert value <= float(targets.values(points, a)[reached, 0].amin()) + 1e-9
+                else:
+                    impossible += value > 10.0
+    assert impossible > 5
 
 
 @torch.no_grad()
