@@ -10,9 +10,9 @@ from torch import Tensor
 from certify.dual import Bound, Branches, Dual
 from certify.warm_program import WarmProgram
 
-# Of the search's time; what a solution has taken counts so many times where it proves its branch, and where
-# it does not come.
-SHARE, PROVED, FAILED = 0.5, 0.2, 4.0
+# Of the search's time; what a solution has taken counts so many times where it proves its branch, where it
+# does not, and where it does not come.
+SHARE, PROVED, OPEN, FAILED = 0.5, 0.2, 2.0, 4.0
 
 # What a solution may take: so many seconds, and so much of the search's time.
 SECONDS, LONGEST = 1.0, 0.25
@@ -59,7 +59,7 @@ class Probe:
         rest = left - (time.monotonic() - started)
         if found and self.program.early and not bool(found[1].value > self.enough) and rest > 0:
             found = self._asked(branch, rest, float("inf"))
-        weight = FAILED if found is None else PROVED if bool(found[1].value > self.enough) else 1.0
+        weight = FAILED if found is None else PROVED if bool(found[1].value > self.enough) else OPEN
         self.spent += (time.monotonic() - started) * weight
         return found
 
