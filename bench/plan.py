@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 from bench.catalog import Catalog, Entry
 from bench.cell import Cell, Component, Threat
@@ -43,7 +43,7 @@ def make_plan(
 
     Raises UserError for unknown names and for parameters a component does not have.
     """
-    whole, own, weights = spec, weights, partial(identity, catalog=catalog, weights=weights)
+    whole, own, weights = spec, weights, cache(partial(identity, catalog=catalog, weights=weights))
     spec, pairs = _filtered(spec, catalog, filters or Filters())
     if spec.data not in catalog.data:
         raise suggest("data set", spec.data, sorted(catalog.data))

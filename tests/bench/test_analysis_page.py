@@ -225,6 +225,7 @@ def test_drawing_needs_no_torch() -> None:
     assert command("-c", code, program=(sys.executable,)).stdout == "False\n"
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_the_report_reads(tmp_path: Path, capsys: Capsys) -> None:
     asked = ("analyse", "regions", "fc500-150-10", "conv-small", "--index", "4003", "--out", tmp_path)
     first = command(*asked)

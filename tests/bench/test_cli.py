@@ -252,7 +252,9 @@ def test_a_finished_run_runs_nothing_again(copy: Path) -> None:
     assert times(copy / "out") == before
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-200], lambda content: b""])
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-200], pytest.param(lambda content: b"", marks=pytest.mark.slow)]
+)
 def test_a_damaged_record_alone_is_run_again(damage, copy: Path) -> None:
     before = times(copy / "out")
     store = Store(copy / "out")

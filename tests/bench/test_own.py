@@ -202,6 +202,7 @@ def test_run_keeps_records_until_weights_or_images_change(folder: Path) -> None:
     assert again() == (first, 3 * records)
 
 
+@pytest.mark.slow
 def test_the_images_of_a_matrix_of_ones_own_are_followed_by_content(folder: Path) -> None:
     """A data set that the matrix names, and not the command line, is other data once its file is another."""
     (folder / "my.toml").write_text(

@@ -83,7 +83,7 @@ def test_a_search_that_is_stopped_goes_on_where_it_was():
 @torch.no_grad()
 def test_the_way_it_has_come_starts_at_0_never_shrinks_and_ends_at_1():
     walked = 0
-    for seed in range(150):
+    for seed in range(75):
         _, _, folded, targets, _ = a_problem(seed, 1)
         tree = BranchAndBound(folded, targets, lambda point: None, tolerance=1e-9, steps=1, batch=1)
         if not tree.open or tree.closed > 0:
@@ -177,6 +177,7 @@ def test_plunges_agree_with_mixed_integer_programming(monkeypatch):
     assert plunged > 5
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_plunge_proves_where_the_ascent_stands_still(monkeypatch):
     with_programs = without = 0
