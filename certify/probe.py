@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class Probe:
     def solve(self, branch: Branches, left: float) -> tuple[Branches, Bound] | None:
         """One branch with the program's multipliers, and its bound with the vertex as x (1, d); or None.
 
-        Stops after `left` seconds. Branches that no input satisfies come with the best ray's bound.
+        Stops after `left` seconds.
         """
         started = time.monotonic()
         if self.program is None:
@@ -68,18 +69,13 @@ class Probe:
         answers = self.program.solve(int(branch.group[0]), branch.sign[0], branch.alpha[0], seconds, enough)
         if not answers:
             return None
-        solved = branch.select(torch.zeros(len(answers), dtype=torch.long))
-        alpha, beta = (
-            torch.nan_to_num(torch.stack([getattr(one, name) for one in answers]), 0.0, 0.0, 0.0)
-            for name in ("alpha", "beta")
-        )
-        solved.alpha, solved.beta = alpha.clamp(0, 1), beta.clamp(min=0)
+        (answer,) = answers
+        alpha, beta = (torch.nan_to_num(part[None], 0.0, 0.0, 0.0) for part in (answer.alpha, answer.beta))
+        solved = replace(branch, alpha=alpha.clamp(0, 1), beta=beta.clamp(min=0))
         bound = self.dual.bound(solved)
-        best = bound.value.nan_to_num(-torch.inf, -torch.inf).argmax()
-        if not bool(bound.value[best].isfinite()):
+        if not bool(bound.value.isfinite()):
             return None
-        bound.x[best], bound.violation[best] = answers[best].x, answers[best].violation
-        return solved.select(best[None]), bound.select(best[None])
+        return solved, replace(bound, x=answer.x[None], violation=answer.violation[None])
 
     def improve(self, value: Tensor, branches: Branches, bound: Bound, until: float) -> None:
         """Solves the few open branches nearest to a proof, up to time `until`; what is found is put in place.
@@ -97,7 +93,7 @@ class Probe:
             if found is None:
                 continue
             branch, exact = found
-            if value[row] < exact.value[0] < torch.inf:
+            if value[row] < exact.value[0]:
                 value[row] = exact.value[0]
                 branches.alpha[row], branches.beta[row] = branch.alpha[0], branch.beta[0]
                 for name in ("value", "q", "t"):

@@ -125,7 +125,6 @@ class WarmProgram:
         """The multipliers where the group's (one) function is least under the phases; none on failure.
 
         The solver may stop where it has seen that the least is above `enough`; `early` says whether it did.
-
         `alpha` (m,) stands wherever the program leaves a slope open. Nothing here is believed: the caller
         evaluates what the multipliers prove.
         """

@@ -30,7 +30,7 @@ def _npz(path: Path, size: int | None) -> Dataset:
         if isinstance(arrays, np.ndarray):
             raise UserError(f"{path} holds one array: save both, np.savez(FILE, images=..., labels=...)")
         with arrays:
-            images, labels = named(path, dict(arrays.items()))
+            images, labels = named(path, arrays)
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
     except (OSError, ValueError, zipfile.BadZipFile) as error:

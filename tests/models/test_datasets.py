@@ -90,6 +90,12 @@ def test_every_layout_gives_the_same_batch(kind: str, tmp_path: Path) -> None:
     assert data.classes == (NAMES if "names" in kind else ())
 
 
+def test_what_else_an_npz_holds_is_not_read(tmp_path: Path) -> None:
+    """Training images beside the test images, or a table of objects that would need pickle."""
+    np.savez(tmp_path / "a.npz", images=PIXELS, labels=LABELS, notes=np.array([None] * 12))
+    assert len(load_data(f"npz:{tmp_path}/a.npz")) == len(LABELS)
+
+
 def test_a_folder_has_its_classes_in_name_order(tmp_path: Path) -> None:
     for place, label in enumerate(LABELS):
         (tmp_path / NAMES[label]).mkdir(exist_ok=True)
