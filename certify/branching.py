@@ -12,6 +12,7 @@ from torch import Tensor
 from certify.ascent import climb, estimated
 from certify.descent import descend
 from certify.dual import Bound, Branches, Dual, imposed
+from certify.envelope import Lines
 from certify.folded import Folded, Targets
 from certify.probe import Probe
 from certify.property import Accept
@@ -49,17 +50,18 @@ class BranchAndBound:
     worst `batch` branches, tries both phases of each candidate neuron without ascent, keeps the
     neuron whose worse child is best (filtered smart branching, Bunel et al. 2020; De Palma et al. 2021),
     ascends the children from their parent's multipliers, and descends from their relaxed minimisers.
-    `record` hears of the branches that are proved.
+    `record` hears of the branches that are proved. `lines` are upper lines of the first neurons, a set a
+    group, that all branches may use.
     """
 
     def __init__(
         self, folded: Folded, targets: Targets, check: Accept, *, tolerance: float, steps: int = 16,
         rate: float = 0.1, batch: int = 64, deadline: float = torch.inf,
-        record: Callable[[Branches], None] = lambda proved: None,
+        record: Callable[[Branches], None] = lambda proved: None, lines: Lines | None = None,
     ) -> None:  # fmt: skip
         self.folded, self.targets, self.check, self.record = folded, targets, check, record
         self.tolerance, self.steps, self.rate, self.batch = tolerance, steps, rate, batch
-        self.dual = Dual(folded, targets)
+        self.dual = Dual(folded, targets, lines)
         self.probe = Probe(self.dual, tolerance) if Probe.suits(self.dual) else None
         self.small = self.probe is not None and folded.neurons <= WARM_PROGRAM
         self.lower = folded.constant.new_full((len(targets),), torch.inf)
@@ -70,7 +72,7 @@ class BranchAndBound:
         self._start(deadline)
 
     def _start(self, deadline: float) -> None:
-        roots = Branches.roots(self.folded, self.targets)
+        roots = self.dual.on_lines(Branches.roots(self.folded, self.targets))
         value, roots, bound = climb(
             self.dual, roots, steps=40, rate=0.25, stop=self.tolerance, deadline=deadline
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from certify.envelope import Envelope, Lines, SharedLines
 from certify.folded import Folded, Targets
 
 # Networks of more entries than this take their steps in single precision.
@@ -92,39 +93,69 @@ class Bound:
 
 
 class Dual:
-    """The bound that multipliers prove, on a folded network and targets, in their own precision."""
+    """The bound that multipliers prove, on a folded network and targets, in their own precision.
 
-    def __init__(self, folded: Folded, targets: Targets) -> None:
-        self.folded, self.targets = folded, targets
+    Where `lines` are given, of each group for the neurons of their envelope, alpha has a second meaning: of
+    such a neuron, whose upper line bears the bound, it is the share of that line, and 1 - alpha the chord's.
+    """
+
+    def __init__(self, folded: Folded, targets: Targets, lines: Lines | None = None) -> None:
+        self.folded, self.targets, self.lines = folded, targets, lines
         chord = folded.upper / (folded.upper - folded.lower)
         self.chord = folded.leak + (1 - folded.leak) * chord
         self.intercept = -(1 - folded.leak) * chord * folded.lower
 
     @cached_property
-    def working(self) -> Dual:
-        """What steps are computed on: where the network is large the same in single precision.
-
-        The inputs' box is moved to [-1, 1] there, and inputs that nothing reads are left out.
-        """
+    def rough(self) -> Dual:
+        """The same in single precision over the box [-1, 1] where the network is large, in linf."""
         folded, targets = self.folded, self.targets
         if folded.inputs.norm != "linf" or folded.input_rows.numel() < SINGLE:
             return self
-        folded, targets = folded.single(), targets.single(folded.inputs)
+        single, lines = folded.single(), self.lines
+        if lines is not None:
+            lines = lines.exactly(Envelope(single, like=lines.envelope))
+        return Dual(single, targets.single(folded.inputs), lines)
+
+    @cached_property
+    def working(self) -> Dual:
+        """What steps are computed on: `rough` without the inputs that nothing reads."""
+        if self.rough is self or self.lines is not None:
+            return self.rough
+        folded, targets = self.rough.folded, self.rough.targets
         rows = [folded.input_rows, targets.input_rows.flatten(0, 1)]
         rows += [targets.assumed.input_rows] if targets.assumed is not None else []
         seen = torch.stack([(part != 0).any(0) for part in rows]).any(0)
         if bool(seen.all()):
-            return Dual(folded, targets)
+            return self.rough
         return Dual(folded.of_inputs(seen), targets.of_inputs(seen))
 
-    def bound(self, branches: Branches) -> Bound:
-        """Lower bounds on each branch's mixed target, valid for any alpha in [0, 1] and beta >= 0."""
+    def bound(self, branches: Branches, lines: Lines | None = None) -> Bound:
+        """Lower bounds on each branch's mixed target, valid for any alpha in [0, 1] and beta >= 0.
+
+        Where `lines` are given, a line a branch for each neuron of their envelope, they replace its chords.
+        """
         rows, q, constant = self.targets.mixed(branches.group, branches.weight)
         q, t = self.folded.backward(q, lambda layer, part: self._pulled(branches, layer, part))
+        raised = q.clamp(max=0) * (branches.sign == 0)
+        used = lines or (SharedLines(self.lines, branches.group) if self.lines else None)
+        if used is not None:
+            first, leak = used.envelope.first, self.folded.leak
+            taken = raised[:, first] if lines else raised[:, first] * branches.alpha[:, first]
+            t[:, first] -= taken * (self.chord - leak)[first]
+            raised[:, first] -= taken
+            added, heights = used.pulled(taken * used.envelope.open)
+            rows, constant = rows + added, constant + heights
         value, x = self.folded.inputs.least(rows + t @ self.folded.input_rows)
-        free = branches.sign == 0
-        value = value + t @ self.folded.constant + (q.clamp(max=0) * free) @ self.intercept
+        value = value + t @ self.folded.constant + raised @ self.intercept
         return Bound(value + constant, q, t, x, torch.zeros_like(q))
+
+    def on_lines(self, branches: Branches) -> Branches:
+        """The same with upper lines in the place of chords wherever these bear the bound."""
+        if self.lines is None:
+            return branches
+        first, alpha = self.lines.envelope.first, branches.alpha.clone()
+        alpha[:, first] = torch.where(self.bound(branches).q[:, first] < 0, 1.0, alpha[:, first])
+        return replace(branches, alpha=alpha)
 
     def _pulled(self, branches: Branches, layer: slice, q: Tensor) -> Tensor:
         leak, sign = self.folded.leak[layer], branches.sign[:, layer]

@@ -40,7 +40,7 @@ class Probe:
     @staticmethod
     def suits(dual: Dual) -> bool:
         """Whether the programs of this search are small enough, and of a kind that can be solved."""
-        single = dual.targets.constant.shape[1] == 1 and dual.targets.assumed is None
+        single = dual.targets.constant.shape[1] == 1 and dual.targets.assumed is None and dual.lines is None
         return single and dual.folded.inputs.norm == "linf" and dual.folded.neurons <= NEURONS
 
     def limit(self, searched: float) -> float:

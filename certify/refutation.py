@@ -22,6 +22,8 @@ ROUNDS = 3
 STEPS, FIRST_STEPS = 8, 25
 RATE, FIRST_RATE = 0.1, 0.25
 LEAF_STEPS = 300
+# Steps on a clause's own upper lines; those of all neurons are worth their time in the root alone.
+UNDER_LINES = 15
 
 
 @dataclass
@@ -49,12 +51,17 @@ class Refutation:
     In each branch every neuron's bounds are ascended from both sides over the inputs that its
     phases and the assumption leave, min z + sum c_i (function_i - slack), c >= 0, from the
     parent's multipliers; neurons that become stable are folded away. A branch whose bounds cross, or whose
-    clause's bound rises above slack, holds no input. The others are split on a phase, deepest first.
+    clause's bound rises above slack, holds no input. The others are split on a phase, deepest first. If
+    `enveloped`, the clause, and in the root every neuron, is bounded under envelopes of the first neurons.
     Source: Kotha et al. 2023, 2302.01404 (INVPROP), section 3, in every branch of a branch and bound.
     """
 
-    def __init__(self, folded: Folded, targets: Targets, group: int, check: Accept, *, slack: float) -> None:
-        self.whole, self.group, self.check, self.slack = folded, group, check, slack
+    def __init__(
+        self, folded: Folded, targets: Targets, group: int, check: Accept, *, slack: float,
+        enveloped: bool = False,
+    ) -> None:  # fmt: skip
+        self.whole, self.group, self.check = folded, group, check
+        self.slack, self.enveloped = slack, enveloped
         self.targets = targets.select(torch.tensor([group]))
         self.witness: Tensor | None = None
         self.looked_at = 0
@@ -110,9 +117,11 @@ class Refutation:
         return branch
 
     def _bounded(self, branch: Branch, steps: int, rate: float) -> Branch:
-        value, root, bound = climb(
-            Dual(branch.folded, branch.targets), branch.root, steps=steps, rate=rate, stop=self.slack
-        )
+        dual = Dual(branch.folded, branch.targets)
+        value, root, bound = climb(dual, branch.root, steps=steps, rate=rate, stop=self.slack)
+        if self.enveloped and not float(value[0]) > self.slack:
+            under, _, _ = climb(dual, root, steps=UNDER_LINES, rate=RATE, stop=self.slack, enveloped=True)
+            value = torch.maximum(value, under)
         self.minimisers.append(bound.x[0])
         self._look(least=STARTS)
         return replace(branch, root=root, value=max(branch.value, float(value[0])))
@@ -128,7 +137,7 @@ class Refutation:
         value, best, _ = climb(
             Dual(folded, self._sides(branch, rows, width, scale)), _beginning(branch, rows, width, scale),
             steps=FIRST_STEPS if long else STEPS, rate=FIRST_RATE if long else RATE, stop=0.0,
-            deadline=deadline,
+            deadline=deadline, enveloped=self.enveloped and not branch.depth,
         )  # fmt: skip
         ends = torch.cat([folded.lower, -folded.upper])
         ends[rows] = torch.maximum(ends[rows], value * width[:, 0])

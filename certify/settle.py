@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from certify.ascent import climb
+from certify.ascent import climb, lines_of
 from certify.backward import Relaxation, adaptive_slope, parallel_slope, relax
 from certify.branching import BranchAndBound
 from certify.case import Case
 from certify.counterexample import search
 from certify.descent import descend
 from certify.dual import Branches, Dual
+from certify.envelope import Lines
 from certify.folded import Folded, Targets, folded_network
 from certify.input_set import InputSet
 from certify.input_splitting import clause_bounds, split_inputs
@@ -54,6 +55,13 @@ BOUNDING = 0.7
 # Entries of the clauses' rows over the widest values that are bounded between two looks at the clock.
 ROW_ENTRIES = 2**18
 
+# Steps of the ascent under envelopes, which cost some ten times as much as others; and the part of a bound
+# that they have to win before every neuron is bounded so.
+ENVELOPE, HELPFUL = 12, 0.02
+
+# Entries of upper lines that a tree may keep.
+LINE_ENTRIES = 20_000_000
+
 # Up to this many inputs, cutting their box is worth more than fixing the phases of ReLUs.
 FEW_INPUTS = 16
 
@@ -83,8 +91,8 @@ def settle_case(case: Case, randomness: Randomness) -> str:
     """Runs the steps on `case`, cheapest first, until one decides; returns its name.
 
     descend briefly -> crown (with polytope) -> descend -> input-split where inputs are few -> alpha ->
-    tighten -> branch -> refutation (clause by clause, every neuron bounded again in each branch, with a
-    mixed-integer program that looks for witnesses) -> branch.
+    tighten -> branch -> envelope (linf, where it helps) -> branch -> refutation (clause by clause, every
+    neuron bounded again in each branch, with a mixed-integer program that looks for witnesses) -> branch.
     """
     if _descended(case, randomness, steps=BRIEF, starts=1):
         return "descent"
@@ -209,14 +217,54 @@ def _on_folded(case: Case, folded: Folded, targets: Targets) -> str:
     tree = BranchAndBound(folded, targets, case.check, tolerance=case.tolerance, deadline=case.deadline)
     if branch(case, tree, groups, case.share(0.05, 2.0)):
         return "tighten" if tree.looked_at <= len(targets) else "branch"
+    if narrowed := _enveloped(case, folded, targets, groups):
+        folded, targets, lines = narrowed
+        if case.done:
+            return "envelope"
+        groups = case.open
+        tree = BranchAndBound(
+            folded, targets, case.check, tolerance=case.tolerance, deadline=case.deadline, lines=lines
+        )
+        if branch(case, tree, groups, case.share(0.05, 2.0)):
+            return "envelope" if tree.looked_at <= len(targets) else "branch"
     refutations: list[Search] = []
     if folded.neurons <= REFUTED:
         refutations = [
-            Refutation(folded, targets, group, case.check, slack=2 * case.tolerance)
+            Refutation(folded, targets, group, case.check, slack=2 * case.tolerance, enveloped=bool(narrowed))
             for group in range(len(targets))
             if tree.is_open(group)
         ]
     return take_turns(case, groups, tree, refutations, _ask_solver)
+
+
+def _enveloped(
+    case: Case, folded: Folded, targets: Targets, groups: Tensor
+) -> tuple[Folded, Targets, Lines | None] | None:
+    """The network, the open targets and their upper lines, by envelopes of first neurons where these help."""
+    if folded.inputs.norm != "linf" or not folded.neurons or case.late:
+        return None
+    still = (case.lower[groups] <= case.tolerance).nonzero()[:, 0]
+    groups, targets = groups[still], targets.select(still)
+
+    roots, until = Branches.roots(folded, targets), case.share(0.1)
+    plain, _, _ = climb(Dual(folded, targets), roots, steps=ENVELOPE, rate=0.25, deadline=until)
+    value, _ = lines_of(Dual(folded, targets), roots, steps=ENVELOPE, rate=0.25, deadline=until)
+    case.lower[groups] = torch.maximum(case.lower[groups], value)
+    if not bool((value - plain > HELPFUL * plain.abs()).any()):
+        return None
+    if case.done:
+        return folded, targets, None
+    folded, targets = tightened(
+        folded, targets, steps=ENVELOPE, rate=0.25, deadline=case.share(0.3), enveloped=True
+    )
+    if not folded.neurons:
+        return folded, targets, None
+    roots = Branches.roots(folded, targets)
+    value, lines = lines_of(Dual(folded, targets), roots, steps=LONG, rate=0.25, deadline=case.share(0.1))
+    case.lower[groups] = torch.maximum(case.lower[groups], value)
+    left = (case.lower[groups] <= case.tolerance).nonzero()[:, 0]
+    kept = lines.select(left) if lines.slopes[0].numel() * len(left) <= LINE_ENTRIES else None
+    return folded, targets.select(left), kept
 
 
 def _ask_solver(case: Case, one: Search, end: float) -> None:

@@ -15,11 +15,12 @@ CELLS = 4_000_000
 
 
 def tightened(
-    folded: Folded, targets: Targets, *, steps: int, rate: float, deadline: float
+    folded: Folded, targets: Targets, *, steps: int, rate: float, deadline: float, enveloped: bool = False
 ) -> tuple[Folded, Targets]:
     """The folded network after ascending both bounds of every neuron, layer by layer.
 
-    Neurons that become stable are folded away. Stops between two chunks of rows when
+    If `enveloped`, under upper lines of the first neurons that ascend too (linf only). Neurons that become
+    stable are folded away. Stops between two chunks of rows when
     time.monotonic() passes `deadline`: every bound kept is proved.
     """
     place = 0
@@ -29,7 +30,7 @@ def tightened(
             place += 1
             continue
         lower, upper = folded.lower.clone(), folded.upper.clone()
-        found = _both_sides(folded, layer, steps, rate, deadline)
+        found = _both_sides(folded, layer, steps, rate, deadline, enveloped)
         lower[layer] = torch.maximum(lower[layer], found[: len(found) // 2])
         upper[layer] = torch.minimum(upper[layer], -found[len(found) // 2 :])
         before = len(folded.layers)
@@ -38,7 +39,9 @@ def tightened(
     return folded, targets
 
 
-def _both_sides(folded: Folded, layer: slice, steps: int, rate: float, deadline: float) -> Tensor:
+def _both_sides(
+    folded: Folded, layer: slice, steps: int, rate: float, deadline: float, enveloped: bool
+) -> Tensor:
     """Lower bounds on z and on -z of a layer's neurons (2 k,), over the earlier neurons."""
     earlier = _before(folded, layer)
     sides = folded.layer_targets(layer)
@@ -49,7 +52,9 @@ def _both_sides(folded: Folded, layer: slice, steps: int, rate: float, deadline:
         part = sides.select(rows)
         dual = Dual(earlier, part)
         roots = Branches.roots(earlier, part)
-        value, _, _ = climb(dual, roots, steps=steps, rate=rate, stop=0.0, deadline=deadline)
+        value, _, _ = climb(
+            dual, roots, steps=steps, rate=rate, stop=0.0, deadline=deadline, enveloped=enveloped
+        )
         found[rows] = value
     return found
 

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from certify import branching
-from certify.ascent import Ascent, climb, estimated
+from certify.ascent import climb, estimated
 from certify.backward import parallel_slope, relax
 from certify.branching import BranchAndBound
 from certify.dual import Branches, Dual, imposed
 from certify.folded import Folded, Targets, folded_network
 from certify.graph import trace
 from certify.input_set import InputSet
+from certify.supergradient import Ascent
 from models.threat import ThreatModel
 from tests.certify.planes import small_network
 
@@ -83,7 +84,7 @@ def test_the_ascent_is_the_derivative(norm, seed):
     value, weight = torch.where(branches.sign == 0, branches.alpha, branches.beta), branches.weight
     here, *lines = ascent.bound(value, weight)
     assert (here - dual.bound(branches).value).abs().max() <= 1e-9
-    slopes, step, checked, equal = ascent.slopes(*lines), 1e-7, 0, 0
+    slopes, step, checked, equal = ascent.slopes(value, *lines), 1e-7, 0, 0
     for part, slope in enumerate(slopes):
         for column in range(slope.shape[1]):
             ends = []

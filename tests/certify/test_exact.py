@@ -151,7 +151,7 @@ def test_three_inputs_agree_with_a_linear_program_a_pattern(seed):
 class Stalled:
     """A refutation that takes every turn it is given and gets nowhere."""
 
-    def __init__(self, folded, targets, group, check, *, slack):
+    def __init__(self, folded, targets, group, check, *, slack, enveloped):
         self.group, self.witness, self.unfinished, self.looked_at = group, None, True, 0
 
     def run(self, deadline):
