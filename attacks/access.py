@@ -7,13 +7,12 @@ attack as a whole, for what is fitted on other images.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from attacks.insight import ASKED, Insight
+from attacks.insight import ASKED, Insight, Values, Windows, granted
 from attacks.losses import margin_loss
 from attacks.smoothed import Smoothed
 from models.base import Classifier
@@ -23,6 +22,16 @@ V = TypeVar("V", bound="Access")
 
 # How far towards the middle of the box a gradient that is no number is asked for again.
 NUDGE = 1e-3
+# A gradient that is nothing all the same may have been lost in numbers too small or too large for it.
+SCALES = (1.0, 2.0**-100, 2.0**100)
+
+
+class Look(NamedTuple):
+    """Windows of `width` times the `reaches`, and what values are multiplied by."""
+
+    reaches: list[Tensor] | None
+    width: float
+    scale: float
 
 
 class Access:
@@ -138,13 +147,11 @@ class GradientAccess(Access):
         """Logits (k, classes) of x (k, ...), without gradients."""
         self._book(x, rows)
         with torch.no_grad():
-            logits = self._model.logits(x)
+            logits = self._insight.evened(self._model.logits(x))
         self._note(logits, rows)
         return logits
 
-    def gradient(
-        self, x: Tensor, rows: Tensor | None, values: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(self, x: Tensor, rows: Tensor | None, values: Values) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (k, classes), values(logits) (k,), and each sample's gradient of its own value (as x).
 
         Where a surrogate gives the gradient, logits and values are the network's own all the same, at the
@@ -155,7 +162,8 @@ class GradientAccess(Access):
         with torch.enable_grad():
             logits = self._model.differentiable_logits(x)
             value = values(self._with_gradient(logits))
-            (gradient,) = torch.autograd.grad(value.sum(), x)
+            with granted(self._model.name):
+                (gradient,) = torch.autograd.grad(value.sum(), x)
         self._weigh(gradient, rows)
         if self._model.surrogate is not None:
             logits = self.logits(x.detach(), rows)
@@ -180,12 +188,7 @@ class GradientAccess(Access):
         return self._insight.relaxed(x)
 
     def smoothed_gradient(
-        self,
-        x: Tensor,
-        rows: Tensor | None,
-        values: Callable[[Tensor], Tensor],
-        reaches: list[Tensor] | None,
-        width: float,
+        self, x: Tensor, rows: Tensor | None, values: Values, reaches: list[Tensor] | None, width: float
     ) -> tuple[Tensor, Tensor]:
         """The network's own logits (k, classes), and gradients with derivatives averaged over windows (as x).
 
@@ -194,36 +197,41 @@ class GradientAccess(Access):
         gradient, the logits cost another forward pass.
         """
         logits, gradient = self._differentiate(x, rows, values, lambda: Smoothed(reaches, width))
-        flat = (gradient == 0).flatten(1).all(1).nonzero()[:, 0]
-        if len(flat) and not self._insight.dark:
-            parts = [part[flat] if len(part) == len(x) else part for part in reaches or []]
-            mine = None if rows is None else rows[flat]
-            self._book(x[flat], mine, backward=1)
-            again, gradient[flat] = self._insight.gradient(
-                x[flat],
-                lambda some: values(logits.index_copy(0, flat, some)),
-                lambda: Smoothed(parts, width, leaky=True),
-                tame=True,
-            )
-            self._note(again, mine)
+        for scale in SCALES:
+            flat = (gradient == 0).flatten(1).all(1).nonzero()[:, 0]
+            if not len(flat) or self._insight.dark:
+                break
+            gradient[flat] = self._leaking(x, rows, values, logits, flat, Look(reaches, width, scale))
         return (logits if self._model.surrogate is None else self.logits(x, rows)), gradient
 
-    def blind(self, x: Tensor, rows: Tensor | None, values: Callable[[Tensor], Tensor]) -> Tensor:
+    def _leaking(
+        self, x: Tensor, rows: Tensor | None, values: Values, found: Tensor, flat: Tensor, look: Look
+    ) -> Tensor:
+        """The gradient with leaks at those of x that are `flat` (k,); `found` are the logits at x."""
+        parts = [part[flat] if len(part) == len(x) else part for part in look.reaches or []]
+        mine = None if rows is None else rows[flat]
+        self._book(x[flat], mine, backward=1)
+        again, gradient = self._insight.gradient(
+            x[flat],
+            lambda some: look.scale * values(found.index_copy(0, flat, some)),
+            lambda: Smoothed(parts, look.width, leaky=True),
+            tame=True,
+        )
+        self._note(again, mine)
+        return gradient
+
+    def blind(self, x: Tensor, rows: Tensor | None, values: Values) -> Tensor:
         """Whether each value's true gradient at x (k, ...) is zero everywhere, or none at all (k,)."""
         _, gradient = self._differentiate(x, rows, values)
         return (gradient == 0).flatten(1).all(1)
 
     def _differentiate(
-        self,
-        x: Tensor,
-        rows: Tensor | None,
-        values: Callable[[Tensor], Tensor],
-        smoothed: Callable[[], Smoothed] | None = None,
+        self, x: Tensor, rows: Tensor | None, values: Values, smoothed: Windows | None = None
     ) -> tuple[Tensor, Tensor]:
         self._book(x, rows, backward=1)
         if smoothed is not None and self._insight.unasked:
-            # With gradients and without: of the model, not of any sample.
-            self._book(x[:ASKED].repeat(2, *[1] * (x.dim() - 1)), None)
+            # With gradients, without and looked into: of the model, not of any sample.
+            self._book(x[:ASKED].repeat(3, *[1] * (x.dim() - 1)), None)
         logits, gradient = self._insight.gradient(x, values, smoothed)
         finite = torch.isfinite(gradient)
         if not bool(finite.all()):
@@ -248,12 +256,10 @@ class GradientAccess(Access):
 
     def _pulled(self, logits: Tensor, x: Tensor, directions: Tensor) -> Tensor:
         """The directions (m, k, classes) pulled back to x: (m, k, ...), the same numbers either way."""
-        pools = any(isinstance(module, nn.MaxPool2d) for module in self._model.modules())
-        if not (pools and x.device.type == "cpu"):
+        if x.device.type != "cpu" or not any(isinstance(one, nn.MaxPool2d) for one in self._model.modules()):
             return torch.autograd.grad(logits, x, directions, is_grads_batched=True)[0]
         # Max pooling has no batched backward pass on a CPU: one by one is a quarter faster there.
-        passes = [torch.autograd.grad(logits, x, one, retain_graph=True)[0] for one in directions]
-        return torch.stack(passes)
+        return torch.stack([torch.autograd.grad(logits, x, one, retain_graph=True)[0] for one in directions])
 
     def jacobian(self, x: Tensor, rows: Tensor | None, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (k, classes) and the gradients of m linear functionals of the logits: (m, k, ...).
@@ -265,7 +271,8 @@ class GradientAccess(Access):
         with torch.enable_grad():
             logits = self._model.differentiable_logits(x)
             self._with_gradient(logits)
-            gradients = self._pulled(logits, x, directions)
+            with granted(self._model.name):
+                gradients = self._pulled(logits, x, directions)
         self._weigh(gradients.transpose(0, 1), rows)
         self._note(logits, rows)
         return logits.detach(), gradients

@@ -143,7 +143,7 @@ def _made(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     named = args[2:] if func in (torch.topk, Tensor.topk) else args[1:]
     axis = kwargs.get("dim", named[0] if named else -1)
     axis = (-1 if axis is None else axis) % x.dim()
-    weights = _softmax(-sign * x if least else sign * x, axis).movedim(axis, -1)
+    weights = softened(-sign * x if least else sign * x, axis).movedim(axis, -1)
     if place.dim() == x.dim():
         weights = weights.unsqueeze(axis).expand(*place.shape, -1)
     down = kwargs.get("descending", len(args) > 2 and bool(args[2]))
@@ -151,7 +151,7 @@ def _made(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return out
 
 
-def _softmax(scores: Tensor, axis: int) -> Tensor:
+def softened(scores: Tensor, axis: int) -> Tensor:
     """Softmax of scores in units of their own spread, so that none of them is out of reach."""
     unit = scores.detach().nan_to_num(0.0, 0.0, 0.0).std(axis, keepdim=True).clamp(min=1e-12)
     return (scores / unit).softmax(axis)

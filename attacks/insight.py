@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from attacks.evened import evened, unit_of
 from attacks.smoothed import Reach, Smoothed
 from attacks.withheld import bridged, opened, tamed, unhooked
 from models.base import Classifier
+from models.errors import NotApplicable
 
 Values = Callable[[Tensor], Tensor]
 Windows = Callable[[], Smoothed]
@@ -23,13 +26,14 @@ class Insight:
 
     What works is remembered: a network that is opened (attacks.withheld), opened with its switches ignored,
     or bridged. Its parts never change a value, but where it answers otherwise to those who ask for gradients:
-    then it is not told.
+    then it is not told. One that answers otherwise where it is looked into is left alone.
     """
 
     def __init__(self, model: Classifier) -> None:
         self._model = model
-        self._switched = self._closed = self._bridged = False
+        self._switched = self._closed = self._bridged = self._seen = False
         self._hidden: bool | None = False if model.stochastic else None
+        self._unit: float | None = None
         self.dark = False
 
     @property
@@ -39,10 +43,17 @@ class Insight:
 
     def reach(self, x: Tensor, copies: int) -> tuple[Tensor, list[Tensor]]:
         """Logits of noisy copies (copies * k, ...), and how far each activation's input moves."""
+        if self._seen:
+            with torch.no_grad():
+                return self.evened(self._model.differentiable_logits(x)), []
         measured = Reach(copies, len(x) // copies)
         with torch.no_grad(), measured:
             logits = self._model.differentiable_logits(x)
-        return logits, measured.reaches
+        return self.evened(logits), measured.reaches
+
+    def evened(self, logits: Tensor) -> Tensor:
+        """Logits (k, classes) on one scale, once it is known that they are not (attacks.evened)."""
+        return evened(logits, self._unit)
 
     def relaxed(self, x: Tensor) -> Tensor:
         """Logits (k, classes) where averages stand for what is looked up by a largest score."""
@@ -63,13 +74,10 @@ class Insight:
                 logits = self._model.differentiable_logits(x)
         else:
             with unhooked(self._model):
-                logits = self._opened(x, windows)
-        gradient = None
-        if logits.requires_grad:
-            if tame:
-                tamed(logits)
-            with torch.enable_grad():
-                (gradient,) = torch.autograd.grad(values(logits).sum(), x, allow_unused=True)
+                logits = self.evened(self._opened(x, windows))
+        if tame and logits.requires_grad:
+            tamed(logits)
+        gradient = _pulled_back(logits, x, values) if logits.requires_grad else None
         if gradient is None and windows is not None and not self._bridged:
             self._bridged = self._switched or self._closed
             self._switched = True
@@ -81,15 +89,50 @@ class Insight:
         """The logits of x with smoothed derivatives, and with those that the network withholds."""
         call = self._model.differentiable_logits
         if self._hidden is None:
-            with torch.no_grad():
-                told, asked = call(x[:ASKED].detach()), x[:ASKED].detach().requires_grad_(True)
+            self._ask(x[:ASKED].detach(), windows)
+        if self._seen:
             with torch.enable_grad():
-                self._hidden = not torch.allclose(call(asked).detach(), told, rtol=1e-3, atol=1e-6)
+                return call(x)
         if self._bridged:
             return bridged(call, self._model, x, windows)
-        logits = None if self._closed else opened(call, x, windows, self._switched, self._hidden)
+        logits = None if self._closed else opened(call, x, windows, self._switched, bool(self._hidden))
         self._closed = logits is None
         if logits is None:
             with torch.enable_grad(), windows():
                 logits = call(x)
         return logits
+
+    def _ask(self, x: Tensor, windows: Windows) -> None:
+        """Learns whether the network answers otherwise where gradients are on, or where it is looked into."""
+        call = self._model.differentiable_logits
+        with torch.no_grad():
+            told = call(x)
+            with windows():
+                inside = call(x)
+        with torch.enable_grad():
+            asked = call(x.clone().requires_grad_(True)).detach()
+        self._unit = unit_of(told)
+        self._hidden = not torch.allclose(asked, told, rtol=1e-3, atol=1e-6)
+        self._seen = not torch.allclose(inside, told, rtol=1e-3, atol=1e-6, equal_nan=True)
+
+
+@contextmanager
+def granted(name: str) -> Iterator[None]:
+    """Raises NotApplicable where a network refuses to be differentiated, as a reentrant checkpoint does."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as reason:
+        said = str(reason).splitlines()[0]
+        raise NotApplicable(f"model '{name}' does not let itself be differentiated: {said}") from reason
+
+
+def _pulled_back(logits: Tensor, x: Tensor, values: Values) -> Tensor | None:
+    """The gradient of values(logits) at x; None where there is none, or the network refuses to give it."""
+    try:
+        with torch.enable_grad(), granted(""):
+            gradient: Tensor | None = torch.autograd.grad(values(logits).sum(), x, allow_unused=True)[0]
+    except NotApplicable:
+        return None
+    return gradient

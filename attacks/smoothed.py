@@ -16,88 +16,18 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from attacks.choices import Straight, chosen
+from attacks.choices import Straight, chosen, softened
+from attacks.falsified import BASE, derived, is_flat, lies
+from attacks.functions import ACTIVATIONS, DIVISIONS, SOFTMAX, STEPS
 from attacks.thresholds import CHOICES, Sloped, numbers, remembered, sloped, straight
 
 SPREAD = 5.0
 NARROWEST = 0.1
 # What leaks through every activation where a gradient is zero throughout.
 LEAK = 0.05
-# A function's own derivative lies where it is further off than this from its difference over a small step.
-SMALL, HALF, TWICE = 1e-2, 0.5, 2.0
-ACTIVATIONS = {
-    torch.relu,
-    Tensor.relu,
-    functional.relu,
-    functional.relu6,
-    functional.hardtanh,
-    functional.hardsigmoid,
-    functional.hardswish,
-    functional.leaky_relu,
-    functional.elu,
-    functional.selu,
-    functional.celu,
-    functional.gelu,
-    functional.silu,
-    functional.mish,
-    functional.softplus,
-    torch.sigmoid,
-    Tensor.sigmoid,
-    functional.sigmoid,
-    torch.tanh,
-    Tensor.tanh,
-    functional.tanh,
-    functional.logsigmoid,
-    functional.softsign,
-    functional.prelu,
-    functional.threshold,
-    functional.hardshrink,
-    functional.softshrink,
-    torch.clamp,
-    Tensor.clamp,
-    torch.clip,
-    Tensor.clip,
-    torch.clamp_min,
-    Tensor.clamp_min,
-    torch.clamp_max,
-    Tensor.clamp_max,
-    torch.sin,
-    Tensor.sin,
-    torch.cos,
-    Tensor.cos,
-    torch.frac,
-    Tensor.frac,
-    torch.remainder,
-    Tensor.remainder,
-    Tensor.__mod__,
-}
-STEPS = {
-    torch.round,
-    Tensor.round,
-    torch.floor,
-    Tensor.floor,
-    torch.ceil,
-    Tensor.ceil,
-    torch.trunc,
-    Tensor.trunc,
-    torch.fix,
-    Tensor.fix,
-    torch.sign,
-    Tensor.sign,
-    torch.sgn,
-    Tensor.sgn,
-    torch.heaviside,
-    Tensor.heaviside,
-    torch.floor_divide,
-    Tensor.floor_divide,
-    Tensor.__floordiv__,
-}
-DIVISIONS = {torch.div, Tensor.div, torch.divide, Tensor.divide}
 Function = Callable[..., Any]
-BASE: Any = torch.autograd.function._SingleLevelFunction
 
 
 class _Intercepted(TorchFunctionMode):
@@ -130,7 +60,8 @@ class _Intercepted(TorchFunctionMode):
         self, func: Function, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self._inside or not args:
+        # What vmap hands over may not be kept: its functions stay as they are.
+        if self._inside or not args or torch._C._functorch.peek_interpreter_stack() is not None:
             return func(*args, **kwargs)
         if (compared := remembered(func, args, kwargs)) is not None:
             return compared
@@ -142,6 +73,9 @@ class _Intercepted(TorchFunctionMode):
             return stepped
         if (places := chosen(func, args, kwargs, Straight(self._step, self.relaxed, self.leaky))) is not None:
             return places
+        if self.leaky and func in SOFTMAX:
+            axis = kwargs["dim"] if "dim" in kwargs else args[1]
+            return _leaking(func(*args, **kwargs), softened(args[0], axis))
         stepwise = func in STEPS or (func in DIVISIONS and kwargs.get("rounding_mode") is not None)
         if not (stepwise or func in ACTIVATIONS) or not args[0].is_floating_point():
             return func(*args, **kwargs)
@@ -154,17 +88,26 @@ class _Intercepted(TorchFunctionMode):
     def _applied(self, cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         """The result of a custom function, by way of `custom` where it maps a batch to its own shape."""
         plain, outer = super(BASE, cls).apply, self._inside  # type: ignore[misc]
-        x = args[0] if args else None
-        if outer or cls is Sloped or not isinstance(x, Tensor) or x.dim() < 2 or not x.is_floating_point():
+        if outer or cls is Sloped:
             return plain(*args, **kwargs)
         self._inside = True
         try:
             out = plain(*args, **kwargs)
-            if not isinstance(out, Tensor) or out.shape != x.shape:
+            if not isinstance(out, Tensor) or out.dim() < 2 or not out.is_floating_point():
                 return out
-            return self.custom(out, lambda z: plain(z, *args[1:], **kwargs), x)
+            if _real(args[0]) and args[0].dim() >= 2 and args[0].shape == out.shape:
+                return self.custom(out, lambda z: plain(z, *args[1:], **kwargs), args[0])
+            return self.opaque(cls, plain, args, kwargs, out)
         finally:
             self._inside = outer
+
+    def _derived(self, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor | None:
+        """The value `out` of a custom function with the derivative of its forward pass, seen as any other."""
+        self._inside = False
+        try:
+            return derived(cls, args, kwargs, out)
+        finally:
+            self._inside = True
 
     def call(self, step: bool, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """The result of `apply` at x; a `step` is flat wherever it does not jump."""
@@ -177,6 +120,21 @@ class _Intercepted(TorchFunctionMode):
     def custom(self, out: Tensor, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """The result `out` of a custom function `apply` at x."""
         raise NotImplementedError
+
+    def opaque(
+        self, cls: Any, plain: Function, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
+    ) -> Tensor:
+        """The result `out` of any other custom function, which `plain` applies to `args`."""
+        raise NotImplementedError
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _of_argument(plain: Function, args: tuple[Any, ...], kwargs: dict[str, Any], place: int) -> Function:
+    """`plain` as a function of its argument `place` alone."""
+    return lambda z: plain(*args[:place], z, *args[place + 1 :], **kwargs)
 
 
 class Reach(_Intercepted):
@@ -203,6 +161,20 @@ class Reach(_Intercepted):
     def custom(self, out: Tensor, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return self.call(True, lambda _: out, x)
 
+    def opaque(
+        self, cls: Any, plain: Function, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
+    ) -> Tensor:
+        """Keeps whether the function lies, and then what its forward pass moves: (k, 1 + calls in there)."""
+        place, count = len(self.reaches), self.copies * self.samples
+        self.reaches.append(out.new_zeros(self.samples, 1))
+        for number, x in enumerate(args):
+            if _real(x) and x.dim() >= 2 and len(x) == count:
+                if lies(_of_argument(plain, args, kwargs, number), x):
+                    self._derived(cls, args, kwargs, out)
+                    self.reaches[place] = out.new_ones(self.samples, len(self.reaches) - place)
+                break
+        return out
+
 
 class Smoothed(_Intercepted):
     """Averages derivatives over windows of `width` times the `reaches`; a width of 0 leaves them as they are.
@@ -210,7 +182,8 @@ class Smoothed(_Intercepted):
     A step function keeps a window of at least NARROWEST, and without reaches passes gradients straight
     through (Athalye et al. 2018, 1802.00420, section 4.1): its own derivative is zero. Where a reach does
     not fit, as in a network that takes another path than when it was measured, derivatives stay as they are.
-    A custom function whose backward pass is not the derivative of its forward pass counts as a step.
+    A custom function whose backward pass is not the derivative of its forward pass (attacks.falsified) counts
+    as a step where it maps entries, and has the derivative of its forward pass otherwise.
     `leaky`: a little passes every activation and both sides of a choice, for gradients that are zero
     otherwise. `relaxed`: what is looked up by a largest score is an average over all (attacks.choices).
     """
@@ -230,9 +203,28 @@ class Smoothed(_Intercepted):
         return _leaking(out, *sides) if self.leaky and out.is_floating_point() else out
 
     def custom(self, out: Tensor, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        if _is_flat(apply, x) or _lies(apply, x):
+        if is_flat(apply, x) or lies(apply, x):
             return self.call(True, apply, x)
         self.calls += 1
+        return out
+
+    def opaque(
+        self, cls: Any, plain: Function, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
+    ) -> Tensor:
+        place = self.calls
+        if self.reaches and place < len(self.reaches) and self.reaches[place].dim() == 2:
+            found, following = bool(self.reaches[place].any()), place + self.reaches[place].shape[1]
+        else:
+            mine = [number for number, x in enumerate(args) if _real(x) and x.requires_grad]
+            found = bool(mine) and lies(_of_argument(plain, args, kwargs, mine[0]), args[mine[0]])
+            following = place + 1
+        self.calls = place + 1
+        if found:
+            honest = self._derived(cls, args, kwargs, out)
+            with torch._C.DisableTorchFunction():
+                # What cannot be derived is cut off, for those who go around it (attacks.withheld).
+                out = out.detach() if honest is None else honest
+        self.calls = following
         return out
 
     def _averaged(self, step: bool, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -256,37 +248,3 @@ def _leaking(out: Tensor, *sources: Any) -> Tensor:
         if isinstance(source, Tensor) and source.is_floating_point() and source.requires_grad:
             out = out + straight(source, torch.zeros_like(source), LEAK).to(out.dtype)
     return out
-
-
-def _lies(apply: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Whether `apply` answers to the difference that it makes over a small step with something else.
-
-    Where the two agree, the answer along the step is the square of that difference.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        signs = 2.0 * torch.randint(0, 2, x.shape, device=x.device).to(x) - 1
-    step = SMALL * x.detach().std() * signs
-    with torch.no_grad():
-        difference = apply(x + step) - apply(x - step)
-    with torch.enable_grad():
-        z = x.detach().requires_grad_(True)
-        (answer,) = torch.autograd.grad(apply(z), z, difference)
-    promised = (2 * step * answer).flatten(1).sum(1)
-    made = difference.square().flatten(1).sum(1)
-    seen = made > 0
-    if not bool(seen.any()) or not bool(torch.isfinite(answer).all()):
-        return False
-    share = float((promised[seen] / made[seen]).median())
-    return not HALF < share < TWICE
-
-
-def _is_flat(apply: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Whether `apply` answers zero to every gradient at x."""
-    with torch.enable_grad():
-        z = x.detach().requires_grad_(True)
-        out = apply(z)
-        if not out.requires_grad:
-            return True
-        (gradient,) = torch.autograd.grad(out.sum(), z, allow_unused=True)
-    return gradient is None or not bool(gradient.any())

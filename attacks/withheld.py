@@ -1,9 +1,10 @@
 """Gradients that a network withholds or falsifies: what cuts the graph, or answers zero, is passed straight.
 
 A network may hide what it depends on by a detached tensor, by turning gradients off inside its forward pass,
-by a function whose backward pass answers zero, by hooks that change gradients on their way, or by answering
-otherwise where gradients are asked for. Values are never changed, but for these last: the derivative of what
-withholds its own is taken to be the identity, which is what an attack that reads the code would do (BPDA).
+by a function whose backward pass answers zero, by hooks that change gradients on their way, or what is kept
+for them, or by answering otherwise where gradients are asked for. Values are never changed, but for these
+last: the derivative of what withholds its own is taken to be the identity, which is what an attack that
+reads the code would do (BPDA).
 Source: Athalye, Carlini, Wagner 2018, 1802.00420, section 4.1 (straight-through).
 """
 
@@ -28,10 +29,12 @@ DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 SWITCH = torch._C._set_grad_enabled
 ARRAYS: set[Any] = {Tensor.numpy, Tensor.__array__}
 HOOKS = {Tensor.register_hook}
+GRAPH = vars(torch._C.TensorBase)["grad_fn"].__get__
 ANSWERS: dict[Any, Any] = {
     vars(torch._C.TensorBase)[name].__get__: answer
     for name, answer in (("requires_grad", False), ("is_leaf", True), ("grad_fn", None))
 }
+KEEPING = torch.autograd.graph.saved_tensors_hooks
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
@@ -58,6 +61,9 @@ class Opened(TorchFunctionMode):
         if func in HOOKS:
             # It may look at a gradient that passes, not turn it round.
             return func(args[0], _looking(args[1]))
+        if func == GRAPH:
+            node = func(*args)
+            return None if node is None else _Node(node)
         if func in ARRAYS:
             return func(args[0].detach(), *args[1:], **(kwargs or {}))
         cuts = func in CUTS or func == DATA or func is IN_PLACE
@@ -72,6 +78,35 @@ def _looking(hook: Callable[[Tensor], Any]) -> Callable[[Tensor], None]:
 
     def look(gradient: Tensor) -> None:
         hook(gradient.clone())
+
+    return look
+
+
+class _Node:
+    """A function of the graph, whose hooks may look at the gradients that pass and not change them."""
+
+    def __init__(self, node: Any) -> None:
+        self._node = node
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._node, name)
+
+    @property
+    def next_functions(self) -> tuple[tuple[Any, int], ...]:
+        return tuple((node and _Node(node), place) for node, place in self._node.next_functions)
+
+    def register_hook(self, hook: Callable[..., Any]) -> Any:
+        return self._node.register_hook(_unheard(hook))
+
+    def register_prehook(self, hook: Callable[..., Any]) -> Any:
+        return self._node.register_prehook(_unheard(hook))
+
+
+def _unheard(hook: Callable[..., Any]) -> Callable[..., None]:
+    """A hook of a function of the graph that is shown copies, and whose answer is not heard."""
+
+    def look(*gradients: tuple[Tensor | None, ...]) -> None:
+        hook(*(tuple(part if part is None else part.clone() for part in some) for some in gradients))
 
     return look
 
@@ -108,6 +143,9 @@ def opened(
             warnings.simplefilter("ignore")
             stack.enter_context(Opened(switched))
             stack.enter_context(inner())
+            # What is kept for the backward pass is kept as it is.
+            stack.enter_context(_replaced(KEEPING, "__enter__", lambda _: None))
+            stack.enter_context(_replaced(KEEPING, "__exit__", lambda *_: None))
             if switched:
                 stack.enter_context(_replaced(torch._C, "_InferenceMode", lambda _: nullcontext()))
             if hidden:

@@ -73,7 +73,7 @@ def tried(network: nn.Module, x: Tensor, name: str, *, lenient: bool = False) ->
     with frozen(network), torch.no_grad():
         copy = x.clone()
         logits = _logits(network, copy, name)
-        if copy._version:
+        if copy._version or not torch.equal(copy, x):
             network = OnCopies(network)
             notes.append(f"'{name}' writes into its input: it is judged on copies")
             logits = _logits(network, x, name)

@@ -1,0 +1,77 @@
+"""The functions of torch over whose inputs derivatives are averaged (attacks.smoothed)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+ACTIVATIONS = {
+    torch.relu,
+    Tensor.relu,
+    functional.relu,
+    functional.relu6,
+    functional.hardtanh,
+    functional.hardsigmoid,
+    functional.hardswish,
+    functional.leaky_relu,
+    functional.elu,
+    functional.selu,
+    functional.celu,
+    functional.gelu,
+    functional.silu,
+    functional.mish,
+    functional.softplus,
+    torch.sigmoid,
+    Tensor.sigmoid,
+    functional.sigmoid,
+    torch.tanh,
+    Tensor.tanh,
+    functional.tanh,
+    functional.logsigmoid,
+    functional.softsign,
+    functional.prelu,
+    functional.threshold,
+    functional.hardshrink,
+    functional.softshrink,
+    torch.clamp,
+    Tensor.clamp,
+    torch.clip,
+    Tensor.clip,
+    torch.clamp_min,
+    Tensor.clamp_min,
+    torch.clamp_max,
+    Tensor.clamp_max,
+    torch.sin,
+    Tensor.sin,
+    torch.cos,
+    Tensor.cos,
+    torch.frac,
+    Tensor.frac,
+    torch.remainder,
+    Tensor.remainder,
+    Tensor.__mod__,
+}
+STEPS = {
+    torch.round,
+    Tensor.round,
+    torch.floor,
+    Tensor.floor,
+    torch.ceil,
+    Tensor.ceil,
+    torch.trunc,
+    Tensor.trunc,
+    torch.fix,
+    Tensor.fix,
+    torch.sign,
+    Tensor.sign,
+    torch.sgn,
+    Tensor.sgn,
+    torch.heaviside,
+    Tensor.heaviside,
+    torch.floor_divide,
+    Tensor.floor_divide,
+    Tensor.__floordiv__,
+}
+DIVISIONS = {torch.div, Tensor.div, torch.divide, Tensor.divide}
+SOFTMAX = {torch.softmax, Tensor.softmax, functional.softmax}
