@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ from models.threat import ThreatModel, per_sample, vector_norm
 SPARSEST, DENSEST = 0.3, 4.0
 # A random model errs where it does on so large a share of so many fresh draws.
 AGAIN, SURELY = 24, 0.6
+# So many calls show whether a random model draws once for all that it is asked at once.
+SEVERAL = 8
+# And then gradients of few draws lead on for so many times more steps.
+PATIENCE = 3
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,18 @@ class Search:
         self.margin = torch.full((len(batch),), torch.inf).to(batch.x)
         self.broken = torch.zeros(len(batch), dtype=torch.bool, device=batch.x.device)
         self.reaches: list[Tensor] = []
+        self.shared = draws > 1 and bool(len(batch)) and self._is_shared()
+
+    def _is_shared(self) -> bool:
+        """Whether a random model draws once for all that it is asked at once, as one random shift a batch.
+
+        Then draws are asked for one by one.
+        """
+        twice = self.batch.x[:1].repeat(2, *[1] * (self.batch.x.dim() - 1))
+        with torch.random.fork_rng():
+            found = torch.stack([self.model.logits(twice, None) for _ in range(SEVERAL)])
+        same = (found[:, 0] - found[:, 1]).abs().amax() <= 1e-5 * found.abs().amax()
+        return bool(same) and not bool((found == found[0]).all())
 
     @property
     def live(self) -> Tensor:
@@ -85,23 +101,30 @@ class Search:
 
         The objective is z_t - z_y, t the target or, where that is -1, the strongest rival.
         """
-        draws, y, goal, rows = self.draws, self.batch.y[owner], target, owner
-        if draws > 1:
-            y, goal, rows = y.repeat(draws), goal.repeat(draws), rows.repeat(draws)
-            z = z.repeat(draws, *[1] * (z.dim() - 1))
-            reaches = [part.repeat(draws, *[1] * (part.dim() - 1)) for part in reaches or []]
+        if self.draws == 1:
+            return self._seen(z, owner, target, reaches, width)
+        if self.shared:
+            found = [self._seen(z, owner, target, reaches, width) for _ in range(self.draws)]
+            margins, wrong, gradient = (torch.stack(part) for part in zip(*found, strict=True))
+        else:
+            many = [_often(part, self.draws) for part in (z, owner, target, *(reaches or []))]
+            seen = self._seen(many[0], many[1], many[2], many[3:], width)
+            margins, wrong, gradient = (part.unflatten(0, (self.draws, -1)) for part in seen)
+        wrong = self._confirmed(z, owner, wrong.double().mean(0))
+        return margins.mean(0), wrong, gradient.mean(0)
+
+    def _seen(
+        self, z: Tensor, owner: Tensor, target: Tensor, reaches: list[Tensor] | None, width: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What `look` returns of one draw."""
+        y = self.batch.y[owner]
 
         def objective(logits: Tensor) -> Tensor:
             rivals = logits.scatter(1, y[:, None], -torch.inf).argmax(1)
-            return log_odds(logits, y, torch.where(goal < 0, rivals, goal))
+            return log_odds(logits, y, torch.where(target < 0, rivals, target))
 
-        logits, gradient = self.model.smoothed_gradient(z, rows, objective, reaches, width)
-        wrong, margins = clearly_wrong(logits, y), -margin_loss(logits, y)
-        if draws > 1:
-            wrong = self._confirmed(z[: len(owner)], owner, wrong.unflatten(0, (draws, -1)).double().mean(0))
-            margins = margins.unflatten(0, (draws, -1)).mean(0)
-            gradient = gradient.unflatten(0, (draws, -1)).mean(0)
-        return margins, wrong, gradient
+        logits, gradient = self.model.smoothed_gradient(z, owner, objective, reaches, width)
+        return -margin_loss(logits, y), clearly_wrong(logits, y), gradient
 
     def _confirmed(self, z: Tensor, owner: Tensor, share: Tensor) -> Tensor:
         """Whether a random model errs on most draws (k,): who seems so on a few is asked again.
@@ -111,8 +134,9 @@ class Search:
         wrong = share > 0.5
         rows = wrong.nonzero()[:, 0]
         if len(rows):
-            y, place = self.batch.y[owner[rows]].repeat(AGAIN), owner[rows].repeat(AGAIN)
-            logits = self.model.logits(z[rows].repeat(AGAIN, *[1] * (z.dim() - 1)), place)
+            y, calls = self.batch.y[owner[rows]].repeat(AGAIN), AGAIN if self.shared else 1
+            many, place = (_often(part, AGAIN // calls) for part in (z[rows], owner[rows]))
+            logits = torch.cat([self.model.logits(many, place) for _ in range(calls)])
             again = clearly_wrong(logits, y).unflatten(0, (AGAIN, -1)).double().mean(0)
             wrong[rows] = again > SURELY
         return wrong
@@ -127,6 +151,7 @@ class Search:
         live = torch.arange(len(owner), device=start.device)
         z, speed, fallen = start, torch.zeros_like(start), self.broken.clone()
         project, reaches = self._fix(owner, course)
+        course = replace(course, steps=PATIENCE * course.steps) if self.shared else course
         for step in range(course.steps + 1):
             mine = owner[live]
             margins, wrong, gradient = self.look(z, mine, target[live], reaches, course.width(step))
@@ -182,3 +207,8 @@ class Search:
         top = flat.abs().topk(count, dim=1).indices
         signs = torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign())
         return (signs / signs.abs().sum(1, keepdim=True).clamp(min=1)).reshape(z.shape)
+
+
+def _often(part: Tensor, times: int) -> Tensor:
+    """The rows (k, ...) that many times, one copy after the other."""
+    return part.repeat(times, *[1] * (part.dim() - 1))
