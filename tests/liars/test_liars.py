@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from attacks.square import Square
 from attacks.strongest import Strongest
@@ -16,6 +17,7 @@ from models.base import Batch
 from models.probes import signs
 from models.randomness import Randomness
 from models.threat import ThreatModel
+from tests.liars.falsifiers import falsifiers
 from tests.liars.zoo import HONEST, Between, classifier, liars, panel
 
 EPS = 0.15
@@ -46,6 +48,14 @@ SIGNS = {
     "cached answers": "memory",
     "a guard": "memory",
     "ranks": "no gradient",
+    "one shift a batch": "random",
+    "a function of its own": "shattered",
+    "half of the gradient": "partial gradient",
+    "forgotten activations": "zero gradient",
+    "saturated log-probabilities": "zero gradient",
+    "noise in the gradient": "shattered",
+    "one towering logit": "saturated",
+    "asks who looks": "two faces",
 }
 # Liars whose decisions are those of the honest network, so that its broken samples are theirs.
 SAME = [
@@ -57,7 +67,7 @@ SAME = [
     "NaN gradient",
 ]
 SAME += ["look-up", "argmax output", "reversed gradient", "shuffled gradient", "two faces", "ranks"]
-SAME += ["rounded log-probabilities"]
+SAME += ["rounded log-probabilities", *falsifiers(nn.Identity())]
 # As many as strongest alone may leave of those on which the honest network falls.
 UNSEEN = {"ranks": 1}
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 from defenses.zoo import ModelName, load
 from models.base import Batch, Classifier
 from models.data import load_data
+from tests.liars.falsifiers import falsifiers
 
 HONEST = ("conv-small", "conv-small+polytope", "lenet+adversarial-pgd")
 
@@ -176,6 +177,9 @@ def liars() -> dict[str, Callable[[], nn.Module]]:
             hooked.register_hook(lambda gradient: gradient.flip(-1))
         return hooked
 
+    def shifted(x: Tensor) -> Tensor:
+        return x.roll(torch.randint(-2, 3, (2,)).tolist(), (2, 3))
+
     def rounded(z: Tensor) -> Tensor:
         return (1000 * z.softmax(1).clamp(min=1e-3).log()).round() / 1000
 
@@ -206,6 +210,8 @@ def liars() -> dict[str, Callable[[], nn.Module]]:
         "a guard": lambda: Watchful(base, 0.2, 15),
         "a patient guard": lambda: Watchful(base, 0.2, 400),
         "ranks": lambda: Between(base, after=lambda z: z.argsort(1).argsort(1).float()),
+        "one shift a batch": lambda: Between(base, before=shifted),
+        **falsifiers(base),
     }
 
 
