@@ -217,7 +217,10 @@ def _on_folded(case: Case, folded: Folded, targets: Targets) -> str:
     tree = BranchAndBound(folded, targets, case.check, tolerance=case.tolerance, deadline=case.deadline)
     if branch(case, tree, groups, case.share(0.05, 2.0)):
         return "tighten" if tree.looked_at <= len(targets) else "branch"
+    begun, taken = time.monotonic(), 0.0
     if narrowed := _enveloped(case, folded, targets, groups):
+        # A refutation begins with the same for its own clause.
+        taken = time.monotonic() - begun
         folded, targets, lines = narrowed
         if case.done:
             return "envelope"
@@ -234,7 +237,7 @@ def _on_folded(case: Case, folded: Folded, targets: Targets) -> str:
             for group in range(len(targets))
             if tree.is_open(group)
         ]
-    return take_turns(case, groups, tree, refutations, _ask_solver)
+    return take_turns(case, groups, tree, refutations, _ask_solver, least=taken)
 
 
 def _enveloped(

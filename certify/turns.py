@@ -11,7 +11,8 @@ from torch import Tensor
 
 from certify.case import Case
 
-# A clause's turns double from the first; a solver, where there is one, has a turn of its own.
+# A clause's turns double from the first; a solver, where there is one, has a turn of its own after the one
+# that is so many times the first.
 FIRST_TURN, SOLVER_TURN = 1.0, 4.0
 
 # The tree's turn, in turns of all clauses: at least the first, and the second times the cube of the part of
@@ -73,18 +74,21 @@ def branch(case: Case, tree: Tree, groups: Tensor, until: float) -> bool:
 
 
 def take_turns(
-    case: Case, groups: Tensor, tree: Tree, waiting: Sequence[Search], solver: Solver | None = None
-) -> str:
+    case: Case, groups: Tensor, tree: Tree, waiting: Sequence[Search], solver: Solver | None = None, *,
+    least: float = 0.0,
+) -> str:  # fmt: skip
     """Refutes clauses in turns that grow, between which the tree goes on; alone where none is `waiting`.
 
     A clause that was refuted is dropped from the tree, one that the tree has proved is refuted no further.
-    Returns the step that decided the case, or "branch".
+    The first turns take `least` seconds at least. Returns the step that decided the case, or "branch".
     """
-    waiting, seconds = list(waiting), FIRST_TURN
+    first = max(least, FIRST_TURN)
+    waiting, seconds = list(waiting), first
     while waiting and not case.late:
         begun = time.monotonic()
         for one in list(waiting):
-            _refute(case, one, seconds, groups, tree, solver)
+            asked = solver if seconds == SOLVER_TURN * first else None
+            _refute(case, one, seconds, groups, tree, asked, solver)
             if not one.unfinished:
                 waiting.remove(one)
             if case.done:
@@ -101,19 +105,20 @@ def take_turns(
 
 
 def _refute(
-    case: Case, one: Search, seconds: float, groups: Tensor, tree: Tree, solver: Solver | None
+    case: Case,
+    one: Search,
+    seconds: float,
+    groups: Tensor,
+    tree: Tree,
+    now: Solver | None,
+    last: Solver | None,
 ) -> None:
-    """One clause's turn; books what it finds."""
+    """One clause's turn; books what it finds. Asks a solver `now`, or `last` where the search ends open."""
     if one.run(min(case.deadline, time.monotonic() + seconds)):
         place = groups[one.group]
         case.lower[place] = max(float(case.lower[place]), one.slack)
         tree.drop(one.group)
-    elif solver and one.witness is None and _asks(one, seconds) and not case.late:
+    elif (solver := now if one.unfinished else last) and one.witness is None and not case.late:
         solver(case, one, time.monotonic() + seconds)
     if one.witness is not None:
         case.witness = one.witness
-
-
-def _asks(one: Search, seconds: float) -> bool:
-    """Whether it is the solver's turn: once on the way, and where a search ends without an answer."""
-    return seconds == SOLVER_TURN if one.unfinished else True
