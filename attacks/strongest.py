@@ -12,6 +12,7 @@ from attacks.base import Attack, register_attack
 from attacks.chains import Course, Search
 from attacks.losses import against, margin_loss
 from attacks.polish import polish
+from attacks.settle import settle
 from attacks.square import search as random_search
 from models.base import Batch, margin
 from models.cost import Cost
@@ -19,13 +20,9 @@ from models.randomness import Randomness
 from models.threat import ThreatModel
 
 COPIES = 8
-TARGETS = 3
-MOST = 9
-CLOSEST = 2
+TARGETS, MOST, CLOSEST = 3, 9, 2
 DRAWS = 8
-NEAR = 0.2
-NEAREST = 0.03
-REACH = 1.0
+NEAR, NEARER, NEAREST, REACH = 0.2, 0.1, 0.03, 1.0
 # Gradients went astray where chance takes 10 % off a margin that is at most half of what they took off.
 ASTRAY, FOUND = 0.5, 0.9
 # Rounds of random search: queries, and the share of the image that the first square covers.
@@ -79,13 +76,14 @@ class Strongest(Attack):
     roundings. "near", for margins that have fallen by 5/6 or more: 10 steps towards each of the next 6
     classes, then 20 from x with wider windows and 20 from a random point with narrower ones, towards the 2
     whose ascents came closest. "restart": 20 steps from a random point where random noise alone did as well
-    as all that. "blocks": linf, for margins that have all but gone (`attacks.polish`). "flips": where the
-    true gradient is zero, random search by small squares from the best point of a near sample. "square":
-    random search by large squares where random noise is still no worse, 1000 queries, or up to 5000 where no
-    gradient of any kind is left. "pace": random search from the best point of whatever has lost half of its
-    margin, for as long as its pace would break the sample within 2000 queries: honest gradients leave next to
-    nothing to it, and it ends after 50. Where it did find something, linf, gradients have gone astray, and
-    "square" searches once more from stripes. l1 has no random search.
+    as all that. For margins that have all but gone: "blocks" in linf (`attacks.polish`), "settled" in l2 and
+    l1, smaller steps from the best point (`attacks.settle`). "flips": where the true gradient is zero, random
+    search by small squares from the best point of a near sample. "square": random search by large squares
+    where random noise is still no worse, 1000 queries, or up to 5000 where no gradient of any kind is left.
+    "pace": random search from the best point of whatever has lost half of its margin, for as long as its pace
+    would break the sample within 2000 queries: honest gradients leave next to nothing to it, and it ends
+    after 50. Where it did find something, linf, gradients have gone astray, and "square" searches once more
+    from stripes. l1 has no random search.
     Gradients that are withheld or falsified are seen through (attacks.withheld, choices, insight); where none
     is left at a point a random direction is taken. A random model's hits are confirmed on 24 fresh draws.
     A surrogate that the model declares is followed (BPDA); a random model's gradients are averaged (EOT).
@@ -139,6 +137,8 @@ class Strongest(Attack):
             search.climb(lost, start, torch.full_like(lost, -1), AHEAD, "restart")
         if threat.norm == "linf":
             polish(search, ground.within(search, NEAREST), "blocks")
+        else:
+            settle(search, ground.within(search, NEARER), "settled")
         if threat.norm != "l1":
             self._search_blindly(search, ground, randomness)
         return search.point
