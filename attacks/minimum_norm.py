@@ -11,6 +11,7 @@ from torch import Tensor
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
 from attacks.chains import Course, Search
+from attacks.fab import FastAdaptiveBoundary
 from attacks.fmn import FastMinimumNorm
 from attacks.losses import clearly_wrong
 from attacks.nearest import Best, closer
@@ -49,13 +50,14 @@ LAST = Way(nearest=True)
 class MinimumNorm(Attack):
     """Finds nearer points than its peers by attacking ball after ball, each a little smaller than the last.
 
-    fmn's point is the first one known. Then a sample's ball is the largest of the radii
-    widest * ratio^k (k = 0, 1, ...) below the nearest point known: three chains towards the likeliest classes
-    start at x, with derivatives averaged over windows that close (`attacks.smoothed`), and one at the nearest
-    point, brought into the ball. A success is brought nearer by bisection and leads to the next ball; after a
-    failure the ball is tried once more from a random point, with wider windows, and after `patience` failures
-    the search ends. The radii are the same for all samples, which share the passes. One run gives every
-    sample's distance, and with them the accuracy at every eps; with an eps a sample leaves once it is within.
+    fmn's point is the first one known, in l2 and l1 fab's where it is nearer. Then a sample's ball is the
+    largest of the radii widest * ratio^k (k = 0, 1, ...) below the nearest point known: three chains towards
+    the likeliest classes start at x, with derivatives averaged over windows that close (`attacks.smoothed`),
+    and one at the nearest point, brought into the ball. A success is brought nearer by bisection and leads to
+    the next ball; after a failure the ball is tried once more from a random point, with wider windows, and
+    after `patience` failures the search ends. The radii are the same for all samples, which share the passes.
+    One run gives every sample's distance, and with them the accuracy at every eps; with an eps a sample
+    leaves once it is within.
     Raises UserError for a ratio outside (0, 1) or no patience.
     Source: this project.
     """
@@ -110,14 +112,15 @@ class MinimumNorm(Attack):
     def _first(
         self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness
     ) -> Best:
-        """The points that fmn finds."""
+        """The points that fmn finds or, in l2 and l1, fab where its are nearer."""
         everyone = torch.arange(len(batch), device=batch.x.device)
         best, part = Best.none(batch.x), model.part(GradientAccess, len(batch), batch.y)
-        anywhere = threat.at(None)
-        point = FastMinimumNorm().propose(part, batch, anywhere, randomness.child("first"), None)
-        wrong = clearly_wrong(part.logits(point, everyone), batch.y)
+        stream = randomness.child("first")
+        for attack in (FastMinimumNorm(), FastAdaptiveBoundary())[: 1 if threat.norm == "linf" else 2]:
+            point = attack.propose(part, batch, threat.at(None), stream, None)
+            wrong = clearly_wrong(part.logits(point, everyone), batch.y)
+            best.offer(everyone, point, threat.distance(batch.x, point), wrong)
         model.absorb(part, everyone)
-        best.offer(everyone, point, threat.distance(batch.x, point), wrong)
         return best
 
     def _within_ball(

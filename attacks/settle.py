@@ -1,4 +1,4 @@
-"""The last bit of margin in l1 and l2: ever smaller steps from the best point, where ascents ended too coarsely."""
+"""The last bit of margin in l2 and l1: ever smaller steps from the best point that an ascent came to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from attacks.chains import Course, Search
 
-# An ascent ends with steps of 0.02 radii: across the kinks of a piecewise linear network these swing to and fro.
+# An ascent ends with steps of 0.02 radii, which swing to and fro across the kinks of a network.
 COURSES = (Course(steps=20, first=0.3), Course(steps=20, first=0.05, last=0.002))
 
 
