@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from attacks.access import GradientAccess
 from attacks.fab import FastAdaptiveBoundary
 from attacks.fmn import FastMinimumNorm
 from attacks.minimum_norm import SMALLEST, MinimumNorm, radii
@@ -15,7 +16,7 @@ from models.data import load_data
 from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import ThreatModel
-from tests.builders import exact_distance, images, labelled, random_linear
+from tests.builders import exact_distance, images, labelled, mlp, random_linear
 
 NORMS = ["linf", "l2", "l1"]
 
@@ -49,6 +50,19 @@ def test_it_is_nearer_than_its_peers_on_a_network_with_dead_rectifiers(norm):
     for other in others:
         assert float(ours.mean()) < (0.75 if norm != "linf" else 1.0) * float(other.nan_to_num(1e3).mean())
     assert bool((ours <= found[FastMinimumNorm()] * (1 + 1e-6)).all())
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_it_is_never_farther_than_fab(norm):
+    model = mlp(classes=12, inputs=48, hidden=40)
+    batch, threat = labelled(model, images(12, (1, 6, 8))), ThreatModel(norm, None)
+    ours = MinimumNorm(ratio=0.7, patience=1).run(model, batch, threat, Randomness(0)).distance
+    stream, part = Randomness(0).child("batch", 0).child("first"), GradientAccess(model, 12)
+    fab = FastAdaptiveBoundary().propose(part, batch, threat, stream, None)
+    first = MinimumNorm()._first(part, batch, threat, Randomness(0).child("batch", 0))
+    assert bool(torch.isfinite(ours).all())
+    assert bool((first.distance <= threat.distance(batch.x, fab) * (1 + 1e-6)).all())
+    assert bool((ours <= 1.05 * first.distance).all())
 
 
 @pytest.mark.slow

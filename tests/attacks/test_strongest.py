@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
+from attacks import settle
 from attacks.access import GradientAccess
 from attacks.apgd import APGD
 from attacks.base import AdversarialBatch
@@ -506,3 +507,39 @@ def test_near_misses_go_on_towards_what_ascents_came_closest_to():
         others = [place for place in range(2, 7) if place not in (first, second)]
         assert ground.lowest[row, first] <= ground.lowest[row, second]
         assert all(ground.lowest[row, second] <= ground.lowest[row, place] for place in others)
+
+
+class Valley(nn.Module):
+    """Errs where sum w_i |x_i - bottom_i| < height, and there alone: no ascent sees it before it is in it."""
+
+    def __init__(self, bottom: torch.Tensor, height: float) -> None:
+        super().__init__()
+        self.bottom, self.height = bottom.flatten(), height
+        self.weight = torch.linspace(1, 2, bottom.numel())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gap = (self.weight * (x.flatten(1) - self.bottom).abs()).sum(1) - self.height
+        return torch.stack([gap, -gap], 1)
+
+
+@pytest.mark.parametrize(("norm", "inputs", "moved", "eps"), [("l2", 30, 9, 0.5), ("l1", 6, 2, 1.0)])
+def test_near_misses_settle_where_ascents_swing(norm, inputs, moved, eps, monkeypatch):
+    """The bottom lies in ball and box; the steps that an ascent ends with are wider than the valley."""
+    settled, swung, threat = 0, 0, ThreatModel(norm, eps)
+    for seed in range(10):
+        x = torch.full((1, 1, 1, inputs), 0.5)
+        stream = torch.Generator().manual_seed(seed)
+        move = torch.zeros(inputs)
+        places = torch.randperm(inputs, generator=stream)[:moved]
+        move[places] = torch.rand(moved, generator=stream) - 0.5
+        length = move.norm(p=2 if norm == "l2" else 1)
+        bottom = threat.box.clamp(x + (0.8 * eps * move / length).reshape(x.shape))
+        model, batch = Classifier(Valley(bottom, 0.01), num_classes=2), Batch.of(x, torch.zeros(1).long())
+        result = attacked(model, batch, threat)
+        assert bool(threat.contains(x, result.x_adv).all())
+        settled += int(result.success.sum())
+        with monkeypatch.context() as patch:
+            patch.setattr(settle, "COURSES", ())
+            swung += int(attacked(model, batch, threat).success.sum())
+    assert settled >= 9
+    assert swung <= 4
