@@ -63,6 +63,34 @@ def test_projection_is_the_nearest_point(norm):
         assert float(np.sum((z - b) ** 2)) <= best.fun + 1e-4
 
 
+def bisected(x: torch.Tensor, other: torch.Tensor, radius: float) -> torch.Tensor:
+    """The projection of one x (d,) on ball and unit box in l1, its multiplier halved in 200 times."""
+    delta, low, high = other - x, 0.0, float((other - x).abs().amax())
+
+    def moved(level: float) -> torch.Tensor:
+        return torch.clamp(delta.sign() * (delta.abs() - level).clamp(min=0), -x, 1 - x)
+
+    if float(moved(0.0).abs().sum()) <= radius:
+        return x + moved(0.0)
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float(moved(middle).abs().sum()) > radius else (low, middle)
+    return x + moved(high)
+
+
+@pytest.mark.parametrize("radius", [0.0, 1e-6, 0.3, 2.0, 50.0])
+def test_l1_projection_is_that_of_a_bisection_with_ties_and_blocked_entries(radius):
+    x, other = points(60, 30, 2.0)
+    x, other = x.double(), other.double()
+    other[10:20] = (4 * other[10:20]).round() / 4
+    other[20:30] = x[20:30] + 3 * (x[20:30] - 0.5).sign()
+    other[30:35] = x[30:35]
+    radii = torch.full((60,), radius, dtype=torch.float64)
+    ours = ThreatModel("l1", None).shrink(x, other, radii)
+    for i in range(60):
+        torch.testing.assert_close(ours[i], bisected(x[i], other[i], radius), atol=1e-9, rtol=0)
+
+
 def test_l2_projection_scales_then_clips():
     x, other = points(50)
     threat = ThreatModel("l2", 0.4)
