@@ -22,8 +22,8 @@ ROUNDS = 3
 STEPS, FIRST_STEPS = 8, 25
 RATE, FIRST_RATE = 0.1, 0.25
 LEAF_STEPS = 300
-# Steps on a clause's own upper lines; those of all neurons are worth their time in the root alone.
-UNDER_LINES = 15
+# Steps under upper lines, of which those of all neurons are worth their time in the root alone.
+UNDER_LINES = 12
 
 
 @dataclass
@@ -134,10 +134,12 @@ class Refutation:
             return branch
         width = (folded.upper - folded.lower).repeat(2)[rows, None]
         scale = 1 / max(abs(branch.value - self.slack), 1e-6)
+        under = self.enveloped and not branch.depth
+        steps = UNDER_LINES if under else FIRST_STEPS if long else STEPS
         value, best, _ = climb(
             Dual(folded, self._sides(branch, rows, width, scale)), _beginning(branch, rows, width, scale),
-            steps=FIRST_STEPS if long else STEPS, rate=FIRST_RATE if long else RATE, stop=0.0,
-            deadline=deadline, enveloped=self.enveloped and not branch.depth,
+            steps=steps, rate=FIRST_RATE if long or under else RATE, stop=0.0, deadline=deadline,
+            enveloped=under,
         )  # fmt: skip
         ends = torch.cat([folded.lower, -folded.upper])
         ends[rows] = torch.maximum(ends[rows], value * width[:, 0])

@@ -215,12 +215,12 @@ def _on_folded(case: Case, folded: Folded, targets: Targets) -> str:
     groups, targets = groups[keep], targets.select(keep)
     folded, targets = tightened(folded, targets, steps=25, rate=0.25, deadline=case.share(0.3))
     tree = BranchAndBound(folded, targets, case.check, tolerance=case.tolerance, deadline=case.deadline)
-    if branch(case, tree, groups, case.share(0.05, 2.0)):
+    if branch(case, tree, groups, case.share(0.01, 2.0)):
         return "tighten" if tree.looked_at <= len(targets) else "branch"
     begun, taken = time.monotonic(), 0.0
     if narrowed := _enveloped(case, folded, targets, groups):
-        # A refutation begins with the same for its own clause.
-        taken = time.monotonic() - begun
+        # A refutation begins with the same for its own clause, and more than once.
+        taken = 2 * (time.monotonic() - begun)
         folded, targets, lines = narrowed
         if case.done:
             return "envelope"
@@ -230,6 +230,8 @@ def _on_folded(case: Case, folded: Folded, targets: Targets) -> str:
         )
         if branch(case, tree, groups, case.share(0.05, 2.0)):
             return "envelope" if tree.looked_at <= len(targets) else "branch"
+    elif branch(case, tree, groups, case.share(0.05)):
+        return "branch"
     refutations: list[Search] = []
     if folded.neurons <= REFUTED:
         refutations = [
