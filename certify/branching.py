@@ -26,7 +26,7 @@ STALLED = 0.05
 POOL = 200_000_000
 WARM_PROGRAM = 400
 INFORMATIVE = 0.02
-LEAF_STEPS = 300
+LEAF_STEPS, LEAF_SECONDS = 300, 1.0
 
 
 @dataclass
@@ -63,6 +63,9 @@ class BranchAndBound:
         self.tolerance, self.steps, self.rate, self.batch = tolerance, steps, rate, batch
         self.dual = Dual(folded, targets, lines)
         self.probe = Probe(self.dual, tolerance) if Probe.suits(self.dual) else None
+        # Programs know nothing of lines, but ends of the search, where every phase is imposed, need none.
+        plain = Dual(folded, targets)
+        self.ends = Probe(plain, tolerance) if lines and Probe.suits(plain) else None
         self.small = self.probe is not None and folded.neurons <= WARM_PROGRAM
         self.lower = folded.constant.new_full((len(targets),), torch.inf)
         self.looked_at, self.rounds, self.searched = 0, 0, 0.0
@@ -269,6 +272,9 @@ class BranchAndBound:
         x = bound.x.clone()
         x[rows] = last.x
         value = value.scatter(0, rows, torch.maximum(value[rows], found))
+        for row in rows[value[rows] <= self.tolerance].tolist():
+            if self.ends and (solved := self.ends.solve(branches.select(torch.tensor([row])), LEAF_SECONDS)):
+                value[row], x[row] = torch.maximum(value[row], solved[1].value[0]), solved[1].x[0]
         return value, replace(bound, x=x)
 
     def _look(self, value: Tensor, group: Tensor, x: Tensor) -> None:

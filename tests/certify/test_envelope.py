@@ -8,19 +8,23 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
+from certify import settle as steps
 from certify.ascent import climb, lines_of
 from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.branching import BranchAndBound
+from certify.case import Case
 from certify.dual import Branches, Dual
 from certify.envelope import Envelope, Lines
+from certify.exact import settle
 from certify.folded import Folded, Targets, folded_network
 from certify.graph import trace
 from certify.input_set import InputSet
-from certify.property import robustness
+from certify.property import Clause, Property, robustness
 from certify.refutation import Refutation
 from certify.supergradient import Ascent
 from certify.tighten import tightened
 from models.threat import Box, ThreatModel
+from tests.certify.planes import least_excess, small_network
 
 
 def folded_up(
@@ -290,3 +294,36 @@ def test_a_tree_on_lines_starts_from_their_bound_and_is_right(seed: int) -> None
         assert (outcome.lower <= found).all()
     assert (trees[0].roots >= value - least - 0.05 - 1e-3).all()
     assert (trees[0].roots > trees[1].roots + 1e-3).any()
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("seed", range(24))
+def test_what_is_settled_on_envelopes_is_what_brute_force_says(
+    seed: int, single: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clauses a hair above and below zero, where the tree has no turn before envelopes are asked."""
+    net = small_network(*[(2, 8, 3), (2, 8, 8, 3), (2, 5, 5, 5, 3)][seed % 3], seed=seed)
+    stream = torch.Generator().manual_seed(seed)
+    low = torch.rand(2, generator=stream, dtype=torch.float64) - 0.7
+    high = low + 0.4 + torch.rand(2, generator=stream, dtype=torch.float64)
+    rows = torch.randn(1 + seed % 2, 3, generator=stream, dtype=torch.float64)
+    clause = Clause(rows, torch.zeros(len(rows), dtype=torch.float64))
+    least = least_excess(net, low.tolist(), high.tolist(), clause)
+    turns: list[int] = []
+    ours = steps.branch
+
+    def branch(case: Case, tree: BranchAndBound, groups: Tensor, until: float) -> bool:
+        turns.append(1)
+        return case.done if len(turns) == 1 else ours(case, tree, groups, until)
+
+    monkeypatch.setattr(steps, "FEW_INPUTS", 0)
+    monkeypatch.setattr(steps, "HELPFUL", -1e9)
+    monkeypatch.setattr(steps, "branch", branch)
+    monkeypatch.setattr("certify.dual.SINGLE", 1 if single else 2**14)
+    gap = 2e-2 if seed % 2 else 2e-6
+    for shift, status in ((gap, "certified"), (-gap, "broken")):
+        turns.clear()
+        moved = Clause(rows, torch.full((len(rows),), shift - least, dtype=torch.float64))
+        verdict = settle(net, Property(low, high, (moved,)), seconds=20)
+        assert verdict.status == status
+        assert verdict.bound <= shift + 1e-9
