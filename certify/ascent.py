@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -58,28 +59,30 @@ def lines_of(
     dual: Dual, branches: Branches, *, steps: int, rate: float, deadline: float
 ) -> tuple[Tensor, Lines]:
     """Bounds (b,) under upper lines that ascend too, and the lines: one for each of the first neurons."""
-    parts = _ascended(dual, branches, steps, rate, torch.inf, None, deadline, True, True)
-    lines = [part for _, _, part in parts if part is not None]
-    value = torch.cat([bound.value for _, bound, _ in parts]).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    values, lines = [], []
+    for _, bound, part in _ascended(dual, branches, steps, rate, torch.inf, None, deadline, True, True):
+        assert part is not None
+        values.append(bound.value)
+        lines.append(part)
+    value = torch.cat(values).nan_to_num(-torch.inf, torch.inf, -torch.inf)
     return value, Lines(lines[0].envelope, torch.cat([part.slopes for part in lines]))
 
 
 def _ascended(
     dual: Dual, branches: Branches, steps: int, rate: float, stop: float, goal: float | None,
     deadline: float, single: bool, enveloped: bool,
-) -> list[tuple[Branches, Bound, Lines | None]]:  # fmt: skip
+) -> Iterator[tuple[Branches, Bound, Lines | None]]:  # fmt: skip
     """Branches, few at a time: at their best, with its exact pass, and their lines if `enveloped`."""
     working = (dual.rough if enveloped else dual.working) if single else dual
     exact = Envelope(dual.folded) if enveloped else None
     rough = Envelope(working.folded, like=exact) if exact else None
-    parts, size = [], max(1, min(ROWS, CELLS // max(1, rough.rows.numel()))) if rough else ROWS
+    size = max(1, min(ROWS, CELLS // max(1, rough.rows.numel()))) if rough else ROWS
     for rows in torch.arange(len(branches)).split(size):
         best, lines = branches.select(rows), exact.chords(len(rows)) if exact else None
         if steps:
             best, last = _climbed(working, best, steps, rate, stop, goal, deadline, rough)
             lines = last.exactly(exact) if last and exact else None
-        parts.append((best, dual.bound(best, lines), lines))
-    return parts
+        yield best, dual.bound(best, lines), lines
 
 
 def estimated(dual: Dual, branches: Branches) -> Tensor:

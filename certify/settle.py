@@ -15,7 +15,7 @@ from certify.case import Case
 from certify.counterexample import search
 from certify.descent import descend
 from certify.dual import Branches, Dual
-from certify.envelope import Lines
+from certify.envelope import Envelope, Lines
 from certify.folded import Folded, Targets, folded_network
 from certify.input_set import InputSet
 from certify.input_splitting import clause_bounds, split_inputs
@@ -251,25 +251,20 @@ def _enveloped(
     still = (case.lower[groups] <= case.tolerance).nonzero()[:, 0]
     groups, targets = groups[still], targets.select(still)
 
-    roots, until = Branches.roots(folded, targets), case.share(0.1)
-    plain, _, _ = climb(Dual(folded, targets), roots, steps=ENVELOPE, rate=0.25, deadline=until)
-    value, _ = lines_of(Dual(folded, targets), roots, steps=ENVELOPE, rate=0.25, deadline=until)
+    dual, roots, until = Dual(folded, targets), Branches.roots(folded, targets), case.share(0.1)
+    plain, _, _ = climb(dual, roots, steps=ENVELOPE, rate=0.25, deadline=until)
+    value, _, _ = climb(dual, roots, steps=ENVELOPE, rate=0.25, deadline=until, enveloped=True)
     case.lower[groups] = torch.maximum(case.lower[groups], value)
     if not bool((value - plain > HELPFUL * plain.abs()).any()):
         return None
-    if case.done:
-        return folded, targets, None
-    folded, targets = tightened(
-        folded, targets, steps=ENVELOPE, rate=0.25, deadline=case.share(0.3), enveloped=True
-    )
-    if not folded.neurons:
-        return folded, targets, None
-    roots = Branches.roots(folded, targets)
-    value, lines = lines_of(Dual(folded, targets), roots, steps=LONG, rate=0.25, deadline=case.share(0.1))
-    case.lower[groups] = torch.maximum(case.lower[groups], value)
+    until = case.share(0.3)
+    folded, targets = tightened(folded, targets, steps=ENVELOPE, rate=0.25, deadline=until, enveloped=True)
+    dual, roots, lines = Dual(folded, targets), Branches.roots(folded, targets), None
+    if folded.neurons and Envelope(folded).rows.numel() * len(targets) <= LINE_ENTRIES:
+        value, lines = lines_of(dual, roots, steps=LONG, rate=0.25, deadline=case.share(0.1))
+        case.lower[groups] = torch.maximum(case.lower[groups], value)
     left = (case.lower[groups] <= case.tolerance).nonzero()[:, 0]
-    kept = lines.select(left) if lines.slopes[0].numel() * len(left) <= LINE_ENTRIES else None
-    return folded, targets.select(left), kept
+    return folded, targets.select(left), lines.select(left) if lines else None
 
 
 def _ask_solver(case: Case, one: Search, end: float) -> None:
