@@ -56,13 +56,19 @@ def is_flat(apply: Callable[[Tensor], Tensor], x: Tensor) -> bool:
     return gradient is None or not bool(gradient.any())
 
 
-def derived(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor | None:
-    """The value `out` of a custom function with its forward pass's derivative; None where it has none."""
+def derived(
+    cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor, place: int | None = None
+) -> Tensor | None:
+    """The value `out` of a custom function with its forward pass's derivative; None where it has none.
+
+    `place`: which of several results it is.
+    """
     try:
         with torch.enable_grad():
             own = BASE.setup_context is cls.setup_context
             found = cls.forward(*((_Context(args),) if own else ()), *args, **kwargs)
-    except (RuntimeError, AttributeError, TypeError):
+            found = found if place is None else found[place]
+    except (RuntimeError, AttributeError, TypeError, IndexError):
         return None
     if not isinstance(found, Tensor) or not found.requires_grad or found.shape != out.shape:
         return None

@@ -12,6 +12,7 @@ The functions of torch are replaced where they are called, so that any network w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -93,19 +94,29 @@ class _Intercepted(TorchFunctionMode):
         self._inside = True
         try:
             out = plain(*args, **kwargs)
-            if not isinstance(out, Tensor) or out.dim() < 2 or not out.is_floating_point():
-                return out
-            if _real(args[0]) and args[0].dim() >= 2 and args[0].shape == out.shape:
-                return self.custom(out, lambda z: plain(z, *args[1:], **kwargs), args[0])
-            return self.opaque(cls, plain, args, kwargs, out)
+            if not isinstance(out, tuple):
+                return self._looked_at(Custom(cls, plain), args, kwargs, out)
+            # Each of several results may be answered for in a way of its own.
+            parts = (self._looked_at(Custom(cls, plain, i), args, kwargs, one) for i, one in enumerate(out))
+            return tuple(parts)
         finally:
             self._inside = outer
 
-    def _derived(self, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor | None:
+    def _looked_at(self, function: Custom, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        """The one result `out` of a custom function, by way of `custom` or `opaque`."""
+        if not _real(out) or out.dim() < 2:
+            return out
+        if _real(args[0]) and args[0].dim() >= 2 and args[0].shape == out.shape:
+            return self.custom(out, function.of(args, kwargs, 0), args[0])
+        return self.opaque(function, args, kwargs, out)
+
+    def _derived(
+        self, function: Custom, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
+    ) -> Tensor | None:
         """The value `out` of a custom function with the derivative of its forward pass, seen as any other."""
         self._inside = False
         try:
-            return derived(cls, args, kwargs, out)
+            return derived(function.cls, args, kwargs, out, function.place)
         finally:
             self._inside = True
 
@@ -121,10 +132,8 @@ class _Intercepted(TorchFunctionMode):
         """The result `out` of a custom function `apply` at x."""
         raise NotImplementedError
 
-    def opaque(
-        self, cls: Any, plain: Function, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
-    ) -> Tensor:
-        """The result `out` of any other custom function, which `plain` applies to `args`."""
+    def opaque(self, function: Custom, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+        """The result `out` of any other custom function of `args`."""
         raise NotImplementedError
 
 
@@ -132,9 +141,22 @@ def _real(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _of_argument(plain: Function, args: tuple[Any, ...], kwargs: dict[str, Any], place: int) -> Function:
-    """`plain` as a function of its argument `place` alone."""
-    return lambda z: plain(*args[:place], z, *args[place + 1 :], **kwargs)
+@dataclass(frozen=True)
+class Custom:
+    """A custom function `cls` as `plain` applies it, or its result at `place` alone where it has several."""
+
+    cls: Any
+    plain: Function
+    place: int | None = None
+
+    def of(self, args: tuple[Any, ...], kwargs: dict[str, Any], number: int) -> Function:
+        """The function of its argument `number` alone."""
+
+        def apply(z: Tensor) -> Any:
+            out = self.plain(*args[:number], z, *args[number + 1 :], **kwargs)
+            return out if self.place is None else out[self.place]
+
+        return apply
 
 
 class Reach(_Intercepted):
@@ -161,16 +183,14 @@ class Reach(_Intercepted):
     def custom(self, out: Tensor, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return self.call(True, lambda _: out, x)
 
-    def opaque(
-        self, cls: Any, plain: Function, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
-    ) -> Tensor:
+    def opaque(self, function: Custom, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
         """Keeps whether the function lies, and then what its forward pass moves: (k, 1 + calls in there)."""
         place, count = len(self.reaches), self.copies * self.samples
         self.reaches.append(out.new_zeros(self.samples, 1))
         for number, x in enumerate(args):
             if _real(x) and x.dim() >= 2 and len(x) == count:
-                if lies(_of_argument(plain, args, kwargs, number), x):
-                    self._derived(cls, args, kwargs, out)
+                if lies(function.of(args, kwargs, number), x):
+                    self._derived(function, args, kwargs, out)
                     self.reaches[place] = out.new_ones(self.samples, len(self.reaches) - place)
                 break
         return out
@@ -208,19 +228,17 @@ class Smoothed(_Intercepted):
         self.calls += 1
         return out
 
-    def opaque(
-        self, cls: Any, plain: Function, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
-    ) -> Tensor:
+    def opaque(self, function: Custom, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
         place = self.calls
         if self.reaches and place < len(self.reaches) and self.reaches[place].dim() == 2:
             found, following = bool(self.reaches[place].any()), place + self.reaches[place].shape[1]
         else:
             mine = [number for number, x in enumerate(args) if _real(x) and x.requires_grad]
-            found = bool(mine) and lies(_of_argument(plain, args, kwargs, mine[0]), args[mine[0]])
+            found = bool(mine) and lies(function.of(args, kwargs, mine[0]), args[mine[0]])
             following = place + 1
         self.calls = place + 1
         if found:
-            honest = self._derived(cls, args, kwargs, out)
+            honest = self._derived(function, args, kwargs, out)
             with torch._C.DisableTorchFunction():
                 # What cannot be derived is cut off, for those who go around it (attacks.withheld).
                 out = out.detach() if honest is None else honest

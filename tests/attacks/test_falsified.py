@@ -24,15 +24,15 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).eval().requires_grad_(False)
 
 
-def answered(forward: Callable[..., Tensor], backward: Callable[[Tensor], object]) -> type:
+def answered(forward: Callable[..., object], backward: Callable[..., object]) -> type:
     class Answered(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *args):
             return forward(*args)
 
         @staticmethod
-        def backward(ctx, gradient):
-            return backward(gradient)
+        def backward(ctx, *gradients):
+            return backward(*gradients)
 
     return Answered
 
@@ -73,6 +73,15 @@ WHOLE = {
 }
 SECOND = answered(lambda scale, x: scale * x, lambda gradient: (None, -gradient))
 FLAT = answered(lambda x: x.reshape(len(x), 2, 3).clone(), lambda gradient: -gradient.flatten(1))
+
+
+SEVERAL = answered(
+    lambda x: (x.clone(), len(x), 2 * x.reshape(len(x), 2, 3)),
+    lambda gradient, _, other: -gradient - other.flatten(1),
+)
+HONEST = answered(
+    lambda x: (x.clone(), 2 * x.reshape(len(x), 2, 3)), lambda one, other: one + 2 * other.flatten(1)
+)
 
 
 def on_the_graph(register: str) -> Callable[[Tensor], Tensor]:
@@ -116,6 +125,10 @@ CALLS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
         for name, answer in WHOLE.items()
     },
     "second argument": behind(lambda x: SECOND.apply(1.0, x)),
+    "first of several": behind(lambda x: SEVERAL.apply(x)[0]),
+    "last of several": behind(lambda x: 0.5 * SEVERAL.apply(x)[2].flatten(1)),
+    "all of several": behind(lambda x: sum(one.flatten(1) for one in SEVERAL.apply(x)[::2]) / 3),
+    "honest several": behind(lambda x: sum(one.flatten(1) for one in HONEST.apply(x)) / 3),
     "another shape": behind(lambda x: FLAT.apply(x).flatten(1)),
     "a context of its own": behind(lambda x: SetUp.apply(x).flatten(1)),
     "hook on the graph": behind(on_the_graph("register_hook")),
