@@ -97,9 +97,12 @@ class Classifier(nn.Module):
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluates `model` in eval mode without parameter gradients, then restores every flag."""
+    """Evaluates `model` in eval mode without parameter gradients, then restores every flag.
+
+    Computed parameters, as a deep copy of a TorchScript module has them, stay as they are.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    grads = [(one, one.requires_grad) for one in model.parameters() if one.is_leaf]
     model.eval()
     for parameter, _ in grads:
         parameter.requires_grad_(False)

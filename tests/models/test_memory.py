@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from attacks.strongest import Strongest
 from models.base import Batch, Classifier
 from models.memory import asked, by_order, changed, since
+from models.randomness import Randomness
 from models.threat import ThreatModel
 from tests.builders import images, labelled, mlp
 
@@ -94,3 +97,17 @@ def test_no_number_is_compared_with_a_number() -> None:
     assert changed(first, torch.tensor([[1.0, 2.0, torch.inf]]), 1e-40) > 0
     assert changed(first[:, :1], first[:, :1] + 1e-6, 1e-5) == 0
     assert changed(first[:0], first[:0], 1e-5) == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trace_whose_weights_are_not_frozen_is_copied_and_attacked() -> None:
+    """The weights of a deep copy of a TorchScript module are computed tensors, whose flags cannot be set."""
+    net = mlp().requires_grad_(True)
+    batch = labelled(net, images(8))
+    trace = torch.jit.trace(net, batch.x)
+    threat = ThreatModel("linf", 0.1)
+    assert by_order(judged(trace), batch, threat) == 0
+    for network in (trace, copy.deepcopy(trace)):
+        found = Strongest().run(judged(network), batch, threat, Randomness(0))
+        assert torch.equal(found.success, Strongest().run(judged(net), batch, threat, Randomness(0)).success)
+        assert all(parameter.requires_grad for parameter in network.parameters())
