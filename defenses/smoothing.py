@@ -10,7 +10,7 @@ from defenses.inputs import InputDefense, register_input_defense
 from models.architecture import Architecture
 from models.base import Classifier
 from models.errors import UserError
-from models.smoothed import SmoothedClassifier
+from models.smoothed import SmoothedClassifier, check_votes
 
 
 @register_input_defense("smoothing")
@@ -21,7 +21,8 @@ class VoteOverNoise(InputDefense):
     It stands around the network and what stands before that. Votes have no gradient: adversaries follow the
     mean softmax over noisy copies (Salman et al. 2019). As the outermost defence it has a certificate in
     l2, `smoothing`; a network trained with noise of the same sigma votes best. The noise is drawn from the
-    input's own content, so two passes agree. Raises UserError for sigma <= 0 or no votes.
+    input's own content, so two passes agree. Raises UserError for sigma <= 0 or
+    votes that always abstain.
     Source: Cohen, Rosenfeld, Kolter 2019, 1902.02918, section 3.2.1 (PREDICT).
     """
 
@@ -34,8 +35,7 @@ class VoteOverNoise(InputDefense):
         super().__post_init__()
         if not self.sigma > 0:
             raise UserError(f"smoothing needs a positive sigma, not {self.sigma:g}")
-        if self.votes < 1:
-            raise UserError(f"smoothing needs at least one vote, not {self.votes}")
+        check_votes(self.votes)
 
     def around(self, model: Classifier, architecture: Architecture) -> tuple[nn.Module, nn.Module | None]:
         voting = SmoothedClassifier(model.network, self.sigma, self.votes)

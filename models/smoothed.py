@@ -14,6 +14,9 @@ from models.randomness import Randomness
 # Noisy copies of a sample that are drawn together: a stream each, so that more votes add to fewer.
 BLOCK = 50
 
+# The level of a vote's test: small because an adversary asks many times.
+ALPHA = 1e-6
+
 # Noisy inputs that the network sees at once.
 INPUTS = 2000
 
@@ -47,27 +50,37 @@ def content_index(x: Tensor) -> Tensor:
     return (entries * (odd * 0x9E3779B97F4A7C15 % (1 << 62) | 1)).sum(1)
 
 
+def check_votes(votes: int, alpha: float = ALPHA) -> None:
+    """Raises UserError for votes so few that they abstain even where all agree."""
+    if votes < 1:
+        raise UserError(f"smoothing needs at least one vote, not {votes}")
+    if 2 * 0.5**votes > alpha:
+        least = math.ceil(math.log2(2 / alpha))
+        raise UserError(
+            f"smoothing with {votes} votes always abstains at level {alpha:g}: give {least} votes or more"
+        )
+
+
 class SmoothedClassifier(nn.Module):
     """The class that `base` says most often at x + N(0, sigma^2 I), by a vote of `votes` noisy copies.
 
     Returns log((count + 1) / (votes + classes)) as logits (n, classes), and equal ones, a tie, where the
     vote abstains: where a two-sided binomial test at level `alpha` does not tell the first two classes
     apart. The noise is drawn from the input's own content and `seed`: two calls agree, and batches do
-    not matter. alpha is small because an adversary asks many times. No gradient passes through a vote:
-    `soft()` is what an adversary follows. Raises UserError for sigma <= 0, no votes, or alpha outside (0, 1).
+    not matter. No gradient passes through a vote: `soft()` is what an adversary follows. Raises UserError
+    for sigma <= 0, alpha outside (0, 1), or votes that always abstain.
     Source: Cohen, Rosenfeld, Kolter 2019, 1902.02918, section 3.2.1 (PREDICT).
     """
 
     def __init__(
-        self, base: nn.Module, sigma: float, votes: int = 100, seed: int = 0, alpha: float = 1e-6
+        self, base: nn.Module, sigma: float, votes: int = 100, seed: int = 0, alpha: float = ALPHA
     ) -> None:
         super().__init__()
         if not sigma > 0:
             raise UserError(f"smoothing needs a positive sigma, not {sigma:g}")
-        if votes < 1:
-            raise UserError(f"smoothing needs at least one vote, not {votes}")
         if not 0 < alpha < 1:
             raise UserError(f"smoothing needs an alpha between 0 and 1, not {alpha:g}")
+        check_votes(votes, alpha)
         self.base, self.sigma, self.votes, self.seed, self.alpha = base, sigma, votes, seed, alpha
 
     def forward(self, x: Tensor) -> Tensor:

@@ -113,6 +113,7 @@ def test_the_surrogate_agrees_with_the_front(name: str) -> None:
         "random-resize(smallest=0)",
         "smoothing(sigma=0)",
         "smoothing(votes=0)",
+        "smoothing(votes=20)",
         "pca(components=101)",
     ],
 )
@@ -317,15 +318,26 @@ def test_an_attack_on_a_random_front_depends_on_the_seed_alone(norm: str) -> Non
 
 def test_the_vote_stands_around_the_network_and_its_inner_fronts() -> None:
     inner = load(ModelName.parse("lenet+bit-depth(bits=2)"))
-    outer = load(ModelName.parse("lenet+bit-depth(bits=2)+smoothing(sigma=0.3,votes=20)"))
+    outer = load(ModelName.parse("lenet+bit-depth(bits=2)+smoothing(sigma=0.3,votes=30)"))
     assert isinstance(outer.network, SmoothedClassifier)
     x = digits(4).x
-    assert torch.equal(outer.logits(x), SmoothedClassifier(inner.network, 0.3, 20)(x))
+    assert torch.equal(outer.logits(x), SmoothedClassifier(inner.network, 0.3, 30)(x))
+
+
+def test_the_fewest_votes_that_are_let_pass_are_the_fewest_that_ever_decide() -> None:
+    count = torch.tensor([[20, 0], [21, 0]])
+    voting = VoteOverNoise(votes=21).around(Classifier(nn.Flatten(), num_classes=2), LENET)[0]
+    assert isinstance(voting, SmoothedClassifier)
+    assert voting.abstains(count).tolist() == [True, False]
+    with pytest.raises(UserError, match="smoothing with 20 votes always abstains at level 1e-06: give 21"):
+        VoteOverNoise(votes=20)
+    with pytest.raises(UserError, match="give 8 votes or more"):
+        SmoothedClassifier(nn.Flatten(), 0.1, 7, alpha=0.01)
 
 
 def test_a_front_before_the_vote_has_no_certificate() -> None:
     batch, threat = digits(2), ThreatModel("l2", 0.1)
-    for name, applies in (("smoothing(votes=10)", True), ("smoothing(votes=10)+median", False)):
+    for name, applies in (("smoothing(votes=30)", True), ("smoothing(votes=30)+median", False)):
         model = load(ModelName.parse(f"conv-small+gaussian-noise+{name}"))
         if applies:
             assert bool(Smoothing(samples=200).run(model, batch, threat, Randomness(0)).certified.any())
