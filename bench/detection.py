@@ -88,11 +88,18 @@ def detect(
 
     `attack` (default: PGD that goes on behind the boundary) does not know the detector, `aware` does and
     starts from the former's points. Positives are misclassified images that were right before. Raises
-    UserError where images of `batch` are among the others, or where set_alarm does.
+    UserError where images are in two of the three parts or of another shape, or where set_alarm does.
     """
     fitted = torch.cat([clean.index, aside.index])
     if bool(torch.isin(batch.index, fitted).any()):
         raise UserError("images that are scored must not be among those that the detector is fitted on")
+    if bool(torch.isin(aside.index, clean.index).any()):
+        raise UserError(
+            "images that set the threshold must not be among those that the detector is fitted on"
+        )
+    if batch.x.shape[1:] != clean.x.shape[1:]:
+        shapes = " and ".join(str(tuple(part.x.shape[1:])) for part in (batch, clean))
+        raise UserError(f"images that are scored and fitted on have shapes {shapes}: bring them to one")
     alarm = set_alarm(detector, model, clean, aside, false_positive_rate)
     unaware = attack or PGD(restarts=1, loss="margin", early_stop=False)
     result = unaware.run(model, batch, threat, Randomness(seed))

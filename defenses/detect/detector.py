@@ -94,8 +94,9 @@ def set_alarm(
 
     Flagged is what scores above the ceil((1 - rate) (n + 1))-th smallest of the n scores of `aside`: a
     fresh clean image is flagged with a probability of at most the rate, whatever the scores' distribution.
-    Raises UserError for a rate outside (0, 1), no clean images, too few for that rate, or scores that are
-    no numbers. Source: Vovk, Gammerman, Shafer 2005 (split conformal prediction).
+    Raises UserError for a rate outside (0, 1), no clean images, too few for that rate, images that are not
+    what the model takes, or scores that are no numbers.
+    Source: Vovk, Gammerman, Shafer 2005 (split conformal prediction).
     """
     if not 0 < false_positive_rate < 1:
         raise UserError(f"a false-positive rate lies between 0 and 1, not at {false_positive_rate:g}")
@@ -108,6 +109,8 @@ def set_alarm(
             f"a false-positive rate of {false_positive_rate:g} needs {needed} clean images beside those it "
             f"is fitted on, not {len(aside)}"
         )
+    for part, called in ((clean, "fitted on"), (aside, "that set the threshold")):
+        _check_images(part, model, clean.x.shape[1:], called)
     with frozen(model):
         score = detector.fit(model, clean)
         scores = Alarm(score, math.inf, 1.0, false_positive_rate).scores(aside.x)
@@ -115,3 +118,18 @@ def set_alarm(
         raise UserError(f"detector '{detector.name}' gave no finite score for every clean image")
     threshold = float(scores.sort().values[place - 1])
     return Alarm(score, threshold, float(scores.double().std(correction=0)), false_positive_rate)
+
+
+def _check_images(images: Batch, model: Classifier, shape: torch.Size, called: str) -> None:
+    """Raises UserError where clean images are not of `shape`, or not finite numbers of the model's box."""
+    if images.x.shape[1:] != shape:
+        theirs = tuple(images.x.shape[1:])
+        raise UserError(
+            f"clean images {called} have shape {theirs}, others {tuple(shape)}: bring them to one"
+        )
+    if not bool(model.box.contains(images.x).all()):
+        low, high = float(images.x.min()), float(images.x.max())
+        raise UserError(
+            f"clean images {called} have values outside [{model.box.lower:g}, {model.box.upper:g}], or NaN "
+            f"(they span [{low:g}, {high:g}]): bring them into the model's box"
+        )

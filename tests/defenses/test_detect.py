@@ -134,6 +134,31 @@ def test_the_threshold_is_the_conformal_quantile() -> None:
     assert int(alarm.flags(aside.x).sum()) == 9
 
 
+BROKEN = {
+    "no number": (lambda x: x.index_fill(0, torch.tensor(0), torch.nan), "or NaN"),
+    "another scale": (lambda x: 255 * x, r"outside \[0, 1\].*span \[0, 255\]"),
+    "another shape": (lambda x: x[..., :20, :20], r"have shape|have shapes"),
+}
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("case", BROKEN)
+@pytest.mark.parametrize("name", sorted(DETECTORS))
+def test_clean_images_that_mislead_a_detector_are_refused(name: str, case: str, which: int) -> None:
+    change, said = BROKEN[case]
+    batch, *clean = parts(2, 30, 30)
+    clean[which] = Batch(change(clean[which].x), clean[which].y, clean[which].index)
+    with pytest.raises(UserError, match=said) as refusal:
+        detect(small(), DETECTORS[name](), batch, *clean, ThreatModel("linf", 0.1), aware=QUICK)
+    assert "\n" not in str(refusal.value)
+
+
+def test_images_that_set_the_threshold_are_none_that_were_fitted_on() -> None:
+    batch, clean, _ = parts(2, 30, 30)
+    with pytest.raises(UserError, match="set the threshold must not be among those"):
+        detect(small(), Bright(), batch, clean, clean, ThreatModel("linf", 0.1))
+
+
 @pytest.mark.parametrize(("count", "rate"), [(18, 0.05), (8, 0.1), (0, 0.5)])
 def test_too_few_clean_images_are_refused_with_their_number(count: int, rate: float) -> None:
     _, clean, aside = parts(10)
