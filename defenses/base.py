@@ -75,10 +75,20 @@ def register_defense(name: str) -> Callable[[type[Defense]], type[Defense]]:
     return decorate
 
 
-def check_radius(name: str, eps: float) -> None:
-    """Raises UserError for a radius at which training reaches beyond the unit box, or a negative one."""
-    if not 0 <= eps <= 1:
+def check_radius(name: str, eps: float, overshoot: float = 1.0) -> None:
+    """Raises UserError for an eps at which training reaches beyond the unit box, or a negative one.
+
+    The radius rises to `overshoot` times eps.
+    """
+    radius = eps * overshoot
+    if 0 <= radius <= 1:
+        return
+    if overshoot == 1:
         raise UserError(f"{name} cannot train at radius {eps:g}: images lie in [0, 1], give eps within it")
+    raise UserError(
+        f"{name} cannot train at radius {radius:g}: images lie in [0, 1], and eps={eps:g} times "
+        f"overshoot={overshoot:g} leaves it: give eps up to {1 / overshoot:.3g}"
+    )
 
 
 def random_layer(architecture: Architecture) -> str | None:

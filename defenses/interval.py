@@ -51,7 +51,7 @@ class IntervalTraining(Defense):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_radius(self.name, self.eps * self.overshoot)
+        check_radius(self.name, self.eps, self.overshoot)
         check_share(self.name, clean_weight=self.clean_weight, warm=self.warm, ramp=self.ramp)
         check_share(self.name, exponent=self.exponent)
 

@@ -41,7 +41,7 @@ class PolytopeTraining(Defense):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_radius(self.name, self.eps * self.overshoot)
+        check_radius(self.name, self.eps, self.overshoot)
         check_share(self.name, clean_weight=self.clean_weight, warm=self.warm, ramp=self.ramp)
 
     def loss(self, network: nn.Module, batch: Batch, progress: float, randomness: Randomness) -> Tensor:

@@ -11,11 +11,16 @@ from models.data import Dataset
 from models.errors import UserError
 from models.threat import UNIT_BOX
 
+# Images that are looked at together.
+CHUNK = 1000
 
-def check_training(data: Dataset, architecture: Architecture) -> None:
-    """Raises UserError, before anything is computed, where `data` cannot train `architecture`."""
-    if data.shape != architecture.input_shape:
-        raise UserError(f"{architecture.name} takes {architecture.input_shape}, {data.name} has {data.shape}")
+
+def check_training(data: Dataset, test: Dataset, architecture: Architecture) -> None:
+    """Raises UserError, before anything is computed, where `data` cannot train it or `test` test it."""
+    for part in (data, test):
+        if part.shape != architecture.input_shape:
+            takes = f"{architecture.name} takes {architecture.input_shape}"
+            raise UserError(f"{takes}, {part.name} has {part.shape}")
     missing = set(range(architecture.num_classes)) - set(data.labels.unique().tolist())
     if missing:
         raise UserError(f"{data.name} has no image of class {min(missing)}: complete it before training")
@@ -24,7 +29,10 @@ def check_training(data: Dataset, architecture: Architecture) -> None:
 
 
 def check_asked(dataset: Dataset, epochs: int) -> None:
-    """Raises UserError for no epochs, or where the labels are not a class number for each image."""
+    """Raises UserError for no epochs, labels that are no class number each, or images that leave [0, 1].
+
+    Images that are decoded when they are wanted are looked at batch by batch (`inside`).
+    """
     if epochs < 1:
         raise UserError(f"a network is trained for 1 epoch or more, not {epochs}")
     labels, images = dataset.labels, dataset.pixels.shape[0]
@@ -38,6 +46,9 @@ def check_asked(dataset: Dataset, epochs: int) -> None:
     if low < 0 or high >= dataset.num_classes:
         classes = f"{dataset.num_classes} classes"
         raise UserError(f"{dataset.name} has labels that span {low}..{high}: count its {classes} from 0")
+    if isinstance(dataset.pixels, Tensor) and dataset.pixels.dtype != torch.uint8:
+        for part in torch.arange(images).split(CHUNK):
+            inside(dataset.batch(part), dataset.name)
 
 
 def inside(batch: Batch, name: str) -> Batch:

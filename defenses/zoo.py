@@ -156,7 +156,7 @@ def make(
     architecture, defense = name.parts()
     recipe, family = defense.recipe(architecture), FAMILIES[architecture.data]
     data, test = training_data(family, root, download), load_data(family.test, root, download)
-    check_training(data, architecture)
+    check_training(data, test, architecture)
     network, start = new_network(architecture, seed), name.start
     origin = _begin(network, start, root, device, download, folder) if start else None
     resume = folder / ".training" / f"{stem(str(name))}.checkpoint"

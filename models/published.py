@@ -136,7 +136,8 @@ def _read(kind: str, place: Path, download: bool, **which: Any) -> Any:
             raise UserError(
                 f"no complete {kind} under {place}: add --download, or point --data-root at it"
             ) from None
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (AssertionError, OSError, ValueError, KeyError, EOFError) as error:
+        # torchvision asserts that a file begins as its format does.
         raise UserError(
             f"{kind} under {place} cannot be read ({_reason(error)}): remove it and --download"
         ) from None

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from bench.work import pick_device
 from defenses.training import TrainingStep
 from defenses.zoo import ModelName, home, make
+from models.atomic import check_writable
 from models.checkpoint import SHIPPED, places, read_card
 
 
@@ -26,8 +27,9 @@ def execute(
     if card is not None and not force:
         console.print(f"{name} is trained already ({places(str(name), folder)[0]}): --force trains it again")
         return 0
-    # What refuses a later stage is said before an earlier one is trained.
+    # What refuses a later stage, or its weights, is said before an earlier one is trained.
     name.parts()
+    check_writable(folder)
     for stage in (*_missing(name, folder), name):
         steps = make(stage, root, seed=seed, device=pick_device(device), download=download, folder=folder)
         _show(str(stage), steps, console)

@@ -83,6 +83,35 @@ def test_a_training_set_without_a_class_is_refused_by_its_name(
     assert "mnist-train has no image of class 7: complete it before training" in capsys.readouterr().err
 
 
+def test_test_images_of_another_shape_are_refused_before_training(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They were found out by a traceback after the last epoch."""
+    root = root_of(tmp_path / "root", list(range(10)) * 3)
+    monkeypatch.setattr("defenses.zoo.train", lambda *_, **__: pytest.fail("training began"))
+    images = root / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    line = ["train", "conv-small", "--data-root", str(root), "--out", str(tmp_path / "out")]
+    images.write_bytes(struct.pack(">IIII", 0x803, 30, 20, 20) + bytes(30 * 400))
+    assert main(line) == 2
+    assert "conv-small takes (1, 28, 28), mnist has (1, 20, 20)" in capsys.readouterr().err
+    images.write_bytes(b"rubbish")
+    assert main(line) == 2
+    assert "MNIST under" in (error := capsys.readouterr().err)
+    assert "cannot be read" in error
+
+
+@pytest.mark.parametrize("name", ["conv-small", "conv-small+trades+interval"])
+def test_a_folder_that_takes_no_weights_is_named_before_anything_is_read(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("defenses.zoo.load_data", lambda *_: pytest.fail("data was read"))
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert main(["train", name, "--out", str(place), "--force"]) == 2
+        assert f"cannot write into {place}" in (error := capsys.readouterr().err)
+        assert "name another folder" in error
+
+
 def test_two_do_not_train_one_network_in_one_folder(tmp_path: Path) -> None:
     root, name = root_of(tmp_path / "root", list(range(10)) * 3), "conv-small+l1-sparse(epochs=1)"
     line = ["train", name, "--data-root", str(root), "--out", str(tmp_path)]

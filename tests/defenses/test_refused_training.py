@@ -78,6 +78,20 @@ def test_images_and_labels_that_mislead_training_are_refused(data: Dataset, said
     assert same(net, network())
 
 
+def test_one_image_that_is_no_number_is_refused_before_any_step() -> None:
+    steps = train(network(), NoDefense(), RECIPE, changed(with_nan), seed=0)
+    with pytest.raises(UserError, match=r"outside \[0, 1\], or NaN"):
+        next(steps)
+
+
+def test_a_radius_beyond_the_box_is_told_by_what_was_written() -> None:
+    for name in ("interval", "polytope", "small-boxes"):
+        most = 1 / DEFENSES[name]().parameters()["overshoot"]
+        with pytest.raises(UserError, match=rf"eps=0.99 times overshoot=.*: give eps up to {most:.3g}"):
+            DEFENSES[name](eps=0.99)
+        assert DEFENSES[name](eps=0.999 * most)
+
+
 def test_a_loss_that_is_no_number_ends_training_before_it_spoils_the_weights(tmp_path: Path) -> None:
     class Diverging(NoDefense):
         """Is infinite from the middle of the second epoch on."""

@@ -56,7 +56,7 @@ def toy(labels: list[int], shape: tuple[int, ...] = (1, 28, 28), value: float = 
 )
 def test_data_that_cannot_train_is_refused_before_any_step(data: Dataset, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        check_training(data, MODELS["lenet"])
+        check_training(data, data, MODELS["lenet"])
 
 
 def test_what_judges_draw_from_is_left_out_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
