@@ -28,7 +28,8 @@ class Envelope:
     """
 
     def __init__(self, folded: Folded, like: Envelope | None = None) -> None:
-        self.first = like.first if like else (~(folded.neuron_rows != 0).any(1)).nonzero()[:, 0]
+        alone = ~(folded.neuron_rows != 0).any(1)
+        self.first: Tensor = like.first if like else alone.nonzero()[:, 0]
         self.inputs = folded.inputs
         self.middle, self.radius = folded.inputs.middle_and_radius()
         rows = folded.input_rows[self.first] * self.radius
