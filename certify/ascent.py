@@ -116,7 +116,7 @@ def _climbed(
     live = torch.arange(len(start))
     adam = [Adam.like(value), Adam.like(weight)]
     for step in range(steps + 1):
-        bound, *lines = ascent.bound(value, weight)
+        bound, *passed = ascent.bound(value, weight)
         better = ((bound > best[live]) | bool(last)) & bound.isfinite()
         chosen = live[better]
         best[chosen], best_value[chosen], best_weight[chosen] = bound[better], value[better], weight[better]
@@ -128,28 +128,28 @@ def _climbed(
             break
         if len(rows) < 0.8 * len(live):
             live, value, weight, bound = live[rows], value[rows], weight[rows], bound[rows]
-            lines = [part[rows] for part in lines]
+            passed = [part[rows] for part in passed]
             ascent.keep(rows)
             for part in adam:
                 part.keep(rows)
         limit = rate if goal is not None else rate * 0.1 ** (step / max(1, steps - 1))
         missing = None if goal is None else goal + 1e-4 * (1 + bound.abs()) - bound
-        value, weight = _step(ascent, value, weight, lines, adam, limit, missing)
+        value, weight = _step(ascent, value, weight, passed, adam, limit, missing)
     return _legal(start, best_value.double(), best_weight.double(), dual.targets.constant.shape[1]), last
 
 
 def _step(
-    ascent: Ascent, value: Tensor, weight: Tensor, lines: list[Tensor], adam: list[Adam], limit: float,
+    ascent: Ascent, value: Tensor, weight: Tensor, passed: list[Tensor], adam: list[Adam], limit: float,
     missing: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The multipliers after one step: alpha clipped to [0, 1], beta to [0, inf), weights kept legal."""
-    up, up_weight = ascent.slopes(value, *lines)
+    q, _, _, x = passed
+    up, up_weight = ascent.slopes(value, *passed)
     if isinstance(ascent.lines, Lines):
-        used = ascent.used(ascent.lines, lines[0])
-        ascent.lines = ascent.lines.lowered(lines[3], used, LINE_RATE * limit)
+        ascent.lines = ascent.lines.lowered(x, ascent.used(ascent.lines, q), LINE_RATE * limit)
     free, scale = ascent.free, None
     if ascent.imposed:
-        scale = lines[0].abs()
+        scale = q.abs()
         scale = (scale + 0.05 * scale.amax(1, keepdim=True)).masked_fill_(free, 1.0)
         up *= scale
     top = ascent.top

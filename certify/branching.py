@@ -64,8 +64,8 @@ class BranchAndBound:
         self.dual = Dual(folded, targets, lines)
         self.probe = Probe(self.dual, tolerance) if Probe.suits(self.dual) else None
         # Programs know nothing of lines, but ends of the search, where every phase is imposed, need none.
-        plain = Dual(folded, targets)
-        self.ends = Probe(plain, tolerance) if lines and Probe.suits(plain) else None
+        plain = Dual(folded, targets) if lines else None
+        self.ends = Probe(plain, tolerance) if plain and Probe.suits(plain) else None
         self.small = self.probe is not None and folded.neurons <= WARM_PROGRAM
         self.lower = folded.constant.new_full((len(targets),), torch.inf)
         self.looked_at, self.rounds, self.searched = 0, 0, 0.0

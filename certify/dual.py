@@ -143,7 +143,7 @@ class Dual:
             taken = raised[:, first] if lines else raised[:, first] * branches.alpha[:, first]
             t[:, first] -= taken * (self.chord - leak)[first]
             raised[:, first] -= taken
-            added, heights = used.pulled(taken * used.envelope.open)
+            added, heights = used.pulled(taken * used.envelope.bend)
             rows, constant = rows + added, constant + heights
         value, x = self.folded.inputs.least(rows + t @ self.folded.input_rows)
         value = value + t @ self.folded.constant + raised @ self.intercept

@@ -30,13 +30,12 @@ class Envelope:
     def __init__(self, folded: Folded, like: Envelope | None = None) -> None:
         alone = ~(folded.neuron_rows != 0).any(1)
         self.first: Tensor = like.first if like else alone.nonzero()[:, 0]
-        self.inputs = folded.inputs
         self.middle, self.radius = folded.inputs.middle_and_radius()
         rows = folded.input_rows[self.first] * self.radius
         self.top = (
             rows.abs().sum(1) + folded.constant[self.first] + folded.input_rows[self.first] @ self.middle
         )
-        self.open = 1 - folded.leak[self.first]
+        self.bend = 1 - folded.leak[self.first]
         self.places: Tensor | None = like.places if like else self._read(rows)
         rows = rows if self.places is None else rows.gather(1, self.places)
         self.rows, self.size = rows, rows.abs()

@@ -250,7 +250,6 @@ def _enveloped(
         return None
     still = (case.lower[groups] <= case.tolerance).nonzero()[:, 0]
     groups, targets = groups[still], targets.select(still)
-
     dual, roots, until = Dual(folded, targets), Branches.roots(folded, targets), case.share(0.1)
     plain, _, _ = climb(dual, roots, steps=ENVELOPE, rate=0.25, deadline=until)
     value, _, _ = climb(dual, roots, steps=ENVELOPE, rate=0.25, deadline=until, enveloped=True)

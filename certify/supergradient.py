@@ -96,7 +96,7 @@ class Ascent:
         weight = q[:, first] * self.used(lines, q) * share
         t[:, first] -= weight * (self.dual.chord - leak)[first]
         cut[:, first] *= 1 - share
-        added, heights = lines.pulled(weight * lines.envelope.open)
+        added, heights = lines.pulled(weight * lines.envelope.bend)
         return rows + added, constant + heights
 
     def used(self, lines: Lines | SharedLines, q: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class Ascent:
         """What upper lines add to chord z (b, m) at x, and what shares of them gain."""
         first, leak, used = lines.envelope.first, self.dual.folded.leak, self.used(lines, q)
         chord = self.cut[:, first]
-        above = lines.envelope.open * lines.values(x) + (leak - self.dual.chord)[first] * z[:, first] - chord
+        above = lines.envelope.bend * lines.values(x) + (leak - self.dual.chord)[first] * z[:, first] - chord
         raised = torch.where(used, chord + self._share(lines, value) * above, cut[:, first])
         cut = cut.index_copy(1, first, raised)
         if isinstance(lines, Lines):

@@ -87,8 +87,7 @@ def take_turns(
     while waiting and not case.late:
         begun = time.monotonic()
         for one in list(waiting):
-            asked = solver if seconds == SOLVER_TURN * first else None
-            _refute(case, one, seconds, groups, tree, asked, solver)
+            _refute(case, one, seconds, groups, tree, solver, on_the_way=seconds == SOLVER_TURN * first)
             if not one.unfinished:
                 waiting.remove(one)
             if case.done:
@@ -105,20 +104,15 @@ def take_turns(
 
 
 def _refute(
-    case: Case,
-    one: Search,
-    seconds: float,
-    groups: Tensor,
-    tree: Tree,
-    now: Solver | None,
-    last: Solver | None,
-) -> None:
-    """One clause's turn; books what it finds. Asks a solver `now`, or `last` where the search ends open."""
+    case: Case, one: Search, seconds: float, groups: Tensor, tree: Tree, solver: Solver | None, *,
+    on_the_way: bool,
+) -> None:  # fmt: skip
+    """One clause's turn; books what it finds. A solver is asked `on_the_way` or where a search ends open."""
     if one.run(min(case.deadline, time.monotonic() + seconds)):
         place = groups[one.group]
         case.lower[place] = max(float(case.lower[place]), one.slack)
         tree.drop(one.group)
-    elif (solver := now if one.unfinished else last) and one.witness is None and not case.late:
+    elif solver and one.witness is None and (on_the_way or not one.unfinished) and not case.late:
         solver(case, one, time.monotonic() + seconds)
     if one.witness is not None:
         case.witness = one.witness

@@ -335,3 +335,36 @@ def test_what_is_settled_on_envelopes_is_what_brute_force_says(
         verdict = settle(net, Property(low, high, (moved,)), seconds=20)
         assert verdict.status == status
         assert verdict.bound <= shift + 1e-9
+
+
+@pytest.mark.parametrize(("mixed", "asked"), [(True, True), (False, False)])
+def test_envelopes_are_asked_only_where_first_neurons_mix_inputs(
+    mixed: bool, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A neuron that reads one input has no better line than its chord; two of them a pixel are not folded."""
+    torch.manual_seed(3)
+    first = nn.Linear(12, 24).double()
+    if not mixed:
+        first.weight.data = torch.cat([torch.eye(12), -torch.eye(12)]).double()
+        first.bias.data = torch.cat([torch.full((12,), -0.5), torch.full((12,), 0.4)]).double()
+    layers = [first, nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3)]
+    net, x = nn.Sequential(*layers).double().requires_grad_(False), torch.full((12,), 0.5).double()
+    seen: list[bool] = []
+    ours = steps.tightened
+
+    def counted(folded: Folded, targets: Targets, *, enveloped: bool = False, **rest: float):
+        seen.append(enveloped)
+        return ours(folded, targets, enveloped=enveloped, **rest)
+
+    monkeypatch.setattr(steps, "tightened", counted)
+    monkeypatch.setattr(steps, "branch", lambda case, tree, groups, until: case.done)
+    prop = robustness(x - 0.4, x + 0.4, int(net(x[None]).argmax()), 3)
+    settle(net, replace(prop, clauses=tuple(_barely(net, clause) for clause in prop.clauses)), seconds=3)
+    assert seen[0] is False
+    assert (True in seen) == asked
+
+
+def _barely(net: nn.Module, clause: Clause) -> Clause:
+    """The clause moved so that no corner, nor where a neuron above turns, fails it: by a little."""
+    points = torch.tensor([0.1, 0.4, 0.5, 0.9]).double()[torch.randint(0, 4, (200_000, 12))]
+    return Clause(clause.rows, 0.02 - (net(points) @ clause.rows.double().T).amin(0))
