@@ -14,15 +14,20 @@ from models.naming import read_terms
 from models.registry import suggest
 
 
+def architecture_of(name: str) -> Architecture:
+    """The architecture of the network `name`; raises UserError for a name that cannot be read or is unknown."""
+    first = read_terms(name)[0].name
+    if first not in MODELS:
+        raise suggest("model", first, MODELS.names())
+    return MODELS[first]
+
+
 def misfit(name: str, architecture: Architecture) -> str | None:
     """Why the trained network `name` has nothing to say about `architecture`'s images, or None.
 
     Raises UserError for a name that cannot be read, or an unknown network.
     """
-    first = read_terms(name)[0].name
-    if first not in MODELS:
-        raise suggest("model", first, MODELS.names())
-    other = MODELS[first]
+    other = architecture_of(name)
     if other.data != architecture.data:
         return f"'{name}' judges {other.data}, {architecture.name} is for {architecture.data}"
     theirs, ours = ((one.input_shape, one.num_classes) for one in (other, architecture))
@@ -48,6 +53,6 @@ def need_weights(asking: str, names: tuple[str, ...]) -> None:
 def static_network(name: str, device: torch.device) -> nn.Module:
     """The trained network `name`, frozen on `device`; raises UserError where it has no weights."""
     need_weights("training", (name,))
-    network = MODELS[read_terms(name)[0].name].build()
+    network = architecture_of(name).build()
     network.load_state_dict(load_weights(name))
     return network.eval().requires_grad_(False).to(device)

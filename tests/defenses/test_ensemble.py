@@ -99,3 +99,58 @@ def test_members_of_another_data_set_are_refused() -> None:
 def test_no_member_is_refused(of: str) -> None:
     with pytest.raises(UserError, match="ensemble"):
         Ensemble(of=of)
+
+
+def ramped(slope: float) -> nn.Sequential:
+    """relu(slope x - 1) in front of one linear layer: chains of this kind share their first two layers."""
+    rise = nn.Linear(1, 1)
+    with torch.no_grad():
+        rise.weight.fill_(slope)
+        rise.bias.fill_(-1.0)
+    return nn.Sequential(rise, nn.ReLU(), nn.Linear(1, 3))
+
+
+def test_shared_layers_are_the_networks_own_for_all_members() -> None:
+    """The mean of g_k(f_1(x)), f_1 the first two layers of the first member and g_k the rest of each."""
+    first, second, third = members = [ramped(slope) for slope in (2.0, 3.0, 4.0)]
+    together = Ensemble(shared=2)._together(first, {"b": second, "c": third})
+    x = torch.linspace(-1, 2, 13)[:, None]
+    mean = torch.stack([member[2:](first[:2](x)) for member in members]).mean(0)
+    assert torch.allclose(together(x), mean, atol=1e-6)
+    alone = Ensemble()._together(first, {"b": second, "c": third})
+    assert not torch.allclose(alone(x), mean, atol=1e-2)
+
+
+def test_what_cancels_behind_shared_layers_cancels_in_the_bound() -> None:
+    """Margins 2 + 6 a and 2 - 6 a for a = relu(2 v - 1): their mean is 2, whatever a may be."""
+    members = []
+    for sign in (1.0, -1.0):
+        member = ramped(2.0)
+        with torch.no_grad():
+            member[2].weight.copy_(torch.tensor([[6.0 * sign], [0.0], [0.0]]))
+            member[2].bias.copy_(torch.tensor([2.0, 0.0, 0.0]))
+        members.append(nn.Sequential(nn.Flatten(), *member))
+    batch = Batch(torch.full((1, 1, 1, 1), 0.5), torch.tensor([0]), torch.tensor([0]))
+    lower = {}
+    for shared in (0, 3):
+        network = Ensemble(shared=shared)._together(members[0], {"other": members[1]})
+        model = Classifier(network, num_classes=3)
+        lower[shared] = float(Crown().bound(model, batch, ThreatModel("linf", 0.4), Randomness(0))[0, 1])
+    assert lower[3] == pytest.approx(2.0, abs=1e-6)
+    assert lower[0] < 1.5
+
+
+def test_members_whose_first_layers_differ_share_none() -> None:
+    reason = Ensemble(of="lenet", shared=1).refuses(MODELS["conv-small"])
+    assert reason is not None
+    assert "'lenet' does not begin with 1 layers" in reason
+    assert Ensemble(of="conv-small+polytope", shared=2).refuses(MODELS["conv-small"]) is None
+    with pytest.raises(UserError, match="not -1"):
+        Ensemble(shared=-1)
+
+
+def test_layers_behind_a_front_end_are_not_shared() -> None:
+    with pytest.raises(UserError, match="leave shared out"):
+        load(
+            ModelName.parse("conv-small+interval+bit-depth(bits=1)+ensemble(of=conv-small+polytope,shared=2)")
+        )
