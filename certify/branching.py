@@ -16,6 +16,7 @@ from certify.envelope import Lines
 from certify.folded import Folded, Targets
 from certify.probe import Probe
 from certify.property import Accept
+from certify.pseudo_costs import PseudoCosts, both
 
 CANDIDATES = 6
 STARTS = 16
@@ -47,8 +48,8 @@ class BranchAndBound:
     """The search for one folded network; `run` may be called again to go on where it stopped.
 
     Every open branch keeps its bound, its multipliers and the neurons worth splitting. A round takes the
-    worst `batch` branches, tries both phases of each candidate neuron without ascent, keeps the
-    neuron whose worse child is best (filtered smart branching, Bunel et al. 2020; De Palma et al. 2021),
+    worst `batch` branches, takes the neurons that promise most by what splits have won so far, tries both
+    phases of each without ascent (filtered smart branching, Bunel et al. 2020; De Palma et al. 2021),
     ascends the children from their parent's multipliers, and descends from their relaxed minimisers.
     `record` hears of the branches that are proved. `lines` are upper lines of the first neurons, a set a
     group, that all branches may use.
@@ -70,6 +71,7 @@ class BranchAndBound:
         self.lower = folded.constant.new_full((len(targets),), torch.inf)
         self.looked_at, self.rounds, self.searched = 0, 0, 0.0
         self.worst, self.stalled = -torch.inf, False
+        self.costs = PseudoCosts(self.dual)
         self.witness: Tensor | None = None
         self.stuck: list[tuple[Tensor, Tensor]] = []
         self._start(deadline)
@@ -152,13 +154,16 @@ class BranchAndBound:
         self, parents: Branches, proved: Tensor, places: Tensor, slopes: Tensor
     ) -> tuple[Tensor, Branches, Bound]:
         """Both children of each parent, ascended."""
-        children = self._split(parents, proved, places, slopes)
+        children, split, slope = self._split(parents, proved, places, slopes)
         value, children, bound = climb(
             self.dual, children, steps=self.steps, rate=self.rate, stop=self.tolerance, goal=self.tolerance
         )
         self.looked_at += len(children)
         # What holds for the parent holds for its children, though their own lines may start lower.
-        return torch.maximum(value, proved.repeat(2)), children, bound
+        value = torch.maximum(value, proved.repeat(2))
+        rises = (value - proved.repeat(2)).reshape(2, -1)
+        self.costs.learn(parents, split, slope, self.tolerance - proved, rises)
+        return value, children, bound
 
     def _plunge(self, deadline: float) -> None:
         """Solves the relaxations of the worst branches exactly, for as long as the program's time lasts.
@@ -201,8 +206,10 @@ class BranchAndBound:
                 self._settle(*self._children(*self._take(torch.tensor([before]))))
             newest = len(self.pool) - before
 
-    def _split(self, parents: Branches, proved: Tensor, places: Tensor, slopes: Tensor) -> Branches:
-        """Both children of each parent at the candidate whose worse child is best."""
+    def _split(
+        self, parents: Branches, proved: Tensor, places: Tensor, slopes: Tensor
+    ) -> tuple[Branches, Tensor, Tensor]:
+        """Both children of each parent at the best candidate, which that is (b,), and the slope there."""
         count, width = places.shape
         rows = torch.arange(count).repeat_interleave(width)
         repeated = parents.select(rows)
@@ -210,12 +217,13 @@ class BranchAndBound:
         values = torch.stack([estimated(self.dual, children) for children in pairs])
         # What holds for the parent holds for its children: one that starts lower is no worse than the parent.
         values = torch.maximum(values, proved.repeat_interleave(width))
-        worse = (values.amin(0) + 1e-3 * values.amax(0)).reshape(count, width)
+        worth = both(values.amin(0), values.amax(0)).reshape(count, width)
         # Where no candidate helps before its ascent, the order of the places is the better guess.
-        gain = worse.amax(1) - worse.amin(1)
-        told = gain > INFORMATIVE * worse.amax(1).abs()
-        best = torch.where(told, worse.argmax(1), 0) + torch.arange(count) * width
-        return Branches.join([children.select(best) for children in pairs])
+        gain = worth.amax(1) - worth.amin(1)
+        told = gain > INFORMATIVE * worth.amax(1).abs()
+        best = torch.where(told, worth.argmax(1), 0) + torch.arange(count) * width
+        children = Branches.join([part.select(best) for part in pairs])
+        return children, places.flatten()[best], slopes.flatten()[best]
 
     def _settle(self, value: Tensor, branches: Branches, bound: Bound) -> None:
         """Books proved branches, looks for a witness at the minimisers of the others, and keeps these."""
@@ -245,12 +253,11 @@ class BranchAndBound:
     def _ranked(self, branches: Branches, bound: Bound) -> tuple[Tensor, Tensor]:
         """Where branches with free neurons are most worth a split: places (b, k), and the slopes there."""
         q, free = bound.q, branches.sign == 0
-        lower_gap = q.clamp(min=0) * -self.folded.lower * branches.alpha
-        score = torch.maximum(-q.clamp(max=0) * self.dual.intercept, 0.5 * lower_gap)
         seen = (bound.violation > 0).any(1, keepdim=True)
         # Degenerate multipliers leave q at zero where a split still matters.
         weight = q.abs() + 0.1 * q.abs().amax(1, keepdim=True)
-        score = torch.where(seen, weight * bound.violation + 1e-6 * score, score)
+        worth = self.costs.worth(branches, q, self.tolerance - bound.value)
+        score = torch.where(seen, weight * bound.violation + 1e-6 * worth, worth)
         places = score.masked_fill(~free, -1.0).topk(self.places.shape[1], dim=1).indices
         taken = free.gather(1, places)
         places = torch.where(taken, places, places[:, :1])

@@ -149,6 +149,11 @@ class Dual:
         value = value + t @ self.folded.constant + raised @ self.intercept
         return Bound(value + constant, q, t, x, torch.zeros_like(q))
 
+    def gaps(self, q: Tensor, alpha: Tensor, places: Tensor | slice = slice(None)) -> Tensor:
+        """How much of a bound the lines of free neurons `places` may cost, q the coefficients on them."""
+        above = -q.clamp(max=0) * self.intercept[places]
+        return torch.maximum(above, 0.5 * q.clamp(min=0) * -self.folded.lower[places] * alpha)
+
     def on_lines(self, branches: Branches) -> Branches:
         """The same with upper lines in the place of chords wherever these bear the bound."""
         if self.lines is None:

@@ -262,8 +262,5 @@ def _child(branch: Branch, root: Branches, place: int, value: float) -> Branch:
 def _candidates(dual: Dual, root: Branches, bound: Bound) -> Tensor:
     """The free neurons (k,) whose lines leave the largest gaps."""
     free = root.sign[0] == 0
-    q = bound.q[0]
-    below = 0.5 * q.clamp(min=0) * -dual.folded.lower * root.alpha[0]
-    score = torch.maximum(-q.clamp(max=0) * dual.intercept, below)
     count = min(CANDIDATES, int(free.sum()))
-    return score.masked_fill(~free, -1.0).topk(count).indices
+    return dual.gaps(bound.q[0], root.alpha[0]).masked_fill(~free, -1.0).topk(count).indices

@@ -15,7 +15,7 @@ from models.registry import suggest
 
 
 def architecture_of(name: str) -> Architecture:
-    """The architecture of the network `name`; raises UserError for a name that cannot be read or is unknown."""
+    """The architecture of the network `name`; raises UserError for one that cannot be read or is unknown."""
     first = read_terms(name)[0].name
     if first not in MODELS:
         raise suggest("model", first, MODELS.names())

@@ -210,6 +210,7 @@ def test_a_split_is_not_passed_over_because_one_child_starts_below_its_parent(mo
     starts = iter([torch.tensor([-1.6, -0.9999]), torch.tensor([-0.9, -0.9999])])
     monkeypatch.setattr(branching, "estimated", lambda dual, children: next(starts))
     proved = torch.tensor([-1.0])
-    children = tree._split(roots, proved, torch.tensor([[2, 1]]), torch.tensor([[0.5, 0.5]]))
+    children, split, _ = tree._split(roots, proved, torch.tensor([[2, 1]]), torch.tensor([[0.5, 0.5]]))
+    assert split.tolist() == [2]
     assert children.sign[:, 2].tolist() == [1, -1]
     assert children.sign[:, 1].tolist() == [0, 0]
