@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
+from defenses.base import DEFENSES
 from models.architecture import MODELS, Architecture
 from models.checkpoint import load_weights, read_card
 from models.errors import UserError
@@ -20,6 +21,21 @@ def architecture_of(name: str) -> Architecture:
     if first not in MODELS:
         raise suggest("model", first, MODELS.names())
     return MODELS[first]
+
+
+def stored_as(name: str) -> str:
+    """The name that the trained network's weights are stored by: parameters in order, without defaults.
+
+    Raises UserError for a defence, a parameter or a value that does not exist.
+    """
+    first, *rest = read_terms(name)
+    terms = []
+    for term in rest:
+        if term.name not in DEFENSES:
+            raise suggest("defense that trains", term.name, DEFENSES.names())
+        if term.name != "none":
+            terms.append(str(term.settled("defense", DEFENSES[term.name]().parameters())))
+    return "+".join((first.name, *terms))
 
 
 def misfit(name: str, architecture: Architecture) -> str | None:
@@ -41,7 +57,7 @@ def misfit(name: str, architecture: Architecture) -> str | None:
 
 def need_weights(asking: str, names: tuple[str, ...]) -> None:
     """Raises UserError where a network that `asking` trains with has no weights yet."""
-    for name in names:
+    for name in map(stored_as, names):
         if read_card(name) is None:
             raise UserError(
                 f"{asking} needs the trained network '{name}', which has no weights: "
@@ -54,5 +70,5 @@ def static_network(name: str, device: torch.device) -> nn.Module:
     """The trained network `name`, frozen on `device`; raises UserError where it has no weights."""
     need_weights("training", (name,))
     network = architecture_of(name).build()
-    network.load_state_dict(load_weights(name))
+    network.load_state_dict(load_weights(stored_as(name)))
     return network.eval().requires_grad_(False).to(device)

@@ -10,6 +10,7 @@ from attacks.pgd import PGD
 from certify.crown import Crown
 from certify.ibp import IntervalBounds
 from defenses.ensemble import Ensemble, MeanLogits
+from defenses.static import stored_as
 from defenses.zoo import ModelName, load
 from models.architecture import MODELS
 from models.base import Batch, Classifier
@@ -85,8 +86,8 @@ def test_a_surrogate_of_the_first_member_is_the_surrogate_of_its_part() -> None:
 
 
 def test_a_member_without_weights_is_named_with_the_command_that_makes_it() -> None:
-    with pytest.raises(UserError, match=r"bench train 'conv-small\+mixup\(epochs=1\)'"):
-        load(ModelName.parse("conv-small+ensemble(of=conv-small+mixup(epochs=1))"))
+    with pytest.raises(UserError, match=r"bench train 'conv-small\+mixup\(alpha=0.3\)'"):
+        load(ModelName.parse("conv-small+ensemble(of=conv-small+mixup(alpha=0.3))"))
 
 
 def test_members_of_another_data_set_are_refused() -> None:
@@ -154,3 +155,18 @@ def test_layers_behind_a_front_end_are_not_shared() -> None:
         load(
             ModelName.parse("conv-small+interval+bit-depth(bits=1)+ensemble(of=conv-small+polytope,shared=2)")
         )
+
+
+def test_a_member_is_found_however_its_parameters_are_spelled() -> None:
+    """In another order, with a default spelled out, or behind "none"."""
+    assert stored_as("conv-small+interval(eps=0.1)") == "conv-small+interval"
+    assert stored_as("lenet+none") == "lenet"
+    spelled = "conv-small+interval(overshoot=1.1, batch_norm=true, eps=0.1, epochs=120)"
+    assert stored_as(spelled) == "conv-small+interval(batch_norm=True,epochs=120,overshoot=1.1)"
+    x = digits(3).x
+    found = load(ModelName.parse(f"conv-small+ensemble(of={spelled})")).logits(x)
+    assert torch.equal(
+        found, load(ModelName.parse(f"conv-small+ensemble(of={stored_as(spelled)})")).logits(x)
+    )
+    with pytest.raises(UserError, match="bit-depth"):
+        load(ModelName.parse("conv-small+ensemble(of=conv-small+bit-depth)"))
