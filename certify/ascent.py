@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from certify.curve_envelope import envelope_of
 from certify.dual import Adam, Bound, Branches, Dual
 from certify.envelope import Envelope, Lines
 from certify.supergradient import Ascent
@@ -74,8 +75,8 @@ def _ascended(
 ) -> Iterator[tuple[Branches, Bound, Lines | None]]:  # fmt: skip
     """Branches, few at a time: at their best, with its exact pass, and their lines if `enveloped`."""
     working = (dual.rough if enveloped else dual.working) if single else dual
-    exact = Envelope(dual.folded) if enveloped else None
-    rough = Envelope(working.folded, like=exact) if exact else None
+    exact = envelope_of(dual.folded) if enveloped else None
+    rough = envelope_of(working.folded, like=exact) if exact else None
     size = max(1, min(ROWS, CELLS // max(1, rough.rows.numel()))) if rough else ROWS
     for rows in torch.arange(len(branches)).split(size):
         best, lines = branches.select(rows), exact.chords(len(rows)) if exact else None

@@ -71,5 +71,5 @@ def _descend(
                 return None
             (slope,) = torch.autograd.grad(excess.sum(), x)
         size = 1.5 * (1 - step / steps) ** 2 + 0.02
-        x = inputs.project(x.detach() + size * inputs.steepest(slope))
+        x = inputs.project(x.detach() + size * inputs.steepest(slope, x))
     return None

@@ -32,7 +32,7 @@ def descend(folded: Folded, targets: Targets, x: Tensor, group: Tensor, *, steps
         _, t = folded.backward(neuron_rows[rows, worst], partial(_scaled, slopes))
         slope = input_rows[rows, worst] + t @ folded.input_rows
         size = 2.0 * (1 - step / steps) ** 2 + 0.01
-        x = inputs.project(x + size * inputs.steepest(slope))
+        x = inputs.project(x + size * inputs.steepest(slope, x))
     return best
 
 

@@ -8,7 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from certify.envelope import Envelope, Lines, SharedLines
+from certify.curve_envelope import envelope_of
+from certify.envelope import Lines, SharedLines
 from certify.folded import Folded, Targets
 
 # Networks of more entries than this take their steps in single precision.
@@ -113,13 +114,13 @@ class Dual:
             return self
         single, lines = folded.single(), self.lines
         if lines is not None:
-            lines = lines.exactly(Envelope(single, like=lines.envelope))
+            lines = lines.exactly(envelope_of(single, like=lines.envelope))
         return Dual(single, targets.single(folded.inputs), lines)
 
     @cached_property
     def working(self) -> Dual:
         """What steps are computed on: `rough` without the inputs that nothing reads."""
-        if self.rough is self or self.lines is not None:
+        if self.rough is self or self.lines is not None or self.folded.inputs.curved:
             return self.rough
         folded, targets = self.rough.folded, self.rough.targets
         rows = [folded.input_rows, targets.input_rows.flatten(0, 1)]

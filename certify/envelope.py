@@ -58,22 +58,29 @@ class Envelope:
         place = (x - self.middle) / self.radius.masked_fill(self.radius == 0, 1.0)
         return place[:, None] if self.places is None else place[:, self.places]
 
-    def pulled(self, weight: Tensor, slopes: Tensor) -> Tensor:
-        """weight (b, k) times slopes, (k, w) or (b, k, w), as rows over the inputs (b, d)."""
+    def pulled(self, weight: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        """weight (b, k) times slopes (b, k, w), as rows over the inputs (b, d) and constants (b,)."""
         if self.places is not None:
             parts = (weight[:, :, None] * slopes).flatten(1)
             rows = weight.new_zeros(len(weight), len(self.radius))
             rows.index_add_(1, self.places.flatten(), parts)
         else:
-            rows = weight @ slopes if slopes.dim() == 2 else torch.bmm(weight[:, None], slopes)[:, 0]
-        return rows / self.radius.masked_fill(self.radius == 0, 1.0)
+            rows = torch.bmm(weight[:, None], slopes)[:, 0]
+        rows = rows / self.radius.masked_fill(self.radius == 0, 1.0)
+        return rows, -rows @ self.middle
+
+    def matrix(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        """What slopes (k, w) add to the values in the middle, as rows over inputs (k, d), and constants."""
+        whole = slopes
+        if self.places is not None:
+            whole = slopes.new_zeros(len(slopes), len(self.radius)).scatter_add_(1, self.places, slopes)
+        rows = whole / self.radius.masked_fill(self.radius == 0, 1.0)
+        return rows, -rows @ self.middle
 
     def moves(self, x: Tensor, slopes: Tensor) -> Tensor:
-        """What slopes, (k, w) or (b, k, w), add to the values in the middle at x (b, d): (b, k)."""
+        """What slopes (b, k, w) add to the values in the middle at x (b, d): (b, k)."""
         moved = self.moved(x)
-        if self.places is not None:
-            return (slopes * moved).sum(2)
-        return moved[:, 0] @ slopes.T if slopes.dim() == 2 else torch.bmm(slopes, moved.mT)[:, :, 0]
+        return (slopes * moved).sum(2) if self.places is not None else torch.bmm(slopes, moved.mT)[:, :, 0]
 
 
 @dataclass
@@ -105,10 +112,15 @@ class Lines:
         """The lines' values (b, k) in the middle of the box."""
         return torch.maximum(self.spent, self.envelope.top - self.spent)
 
+    @cached_property
+    def matrices(self) -> list[tuple[Tensor, Tensor]]:
+        """Each function's lines as rows over the inputs (k, d) and constants (k,), less their heights."""
+        return [self.envelope.matrix(slopes) for slopes in self.slopes]
+
     def pulled(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """sum_j weight_j line_j for weights (b, k) as rows over the inputs (b, d) and constants (b,)."""
-        rows = self.envelope.pulled(weight, self.slopes)
-        return rows, (weight * self.heights).sum(1) - rows @ self.envelope.middle
+        rows, beside = self.envelope.pulled(weight, self.slopes)
+        return rows, (weight * self.heights).sum(1) + beside
 
     def values(self, x: Tensor) -> Tensor:
         """The lines (b, k) at one point x (b, d) of each function."""
@@ -143,15 +155,19 @@ class SharedLines:
     def pulled(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """As of `Lines`, one matrix for all branches of a group."""
         rows = weight.new_zeros(len(weight), len(self.envelope.radius))
+        constant = (weight * self.bank.heights[self.group]).sum(1)
         for group, here in self._parts():
-            rows[here] = self.envelope.pulled(weight[here], self.bank.slopes[group])
-        return rows, (weight * self.bank.heights[self.group]).sum(1) - rows @ self.envelope.middle
+            matrix, beside = self.bank.matrices[group]
+            rows[here] = weight[here] @ matrix
+            constant[here] += weight[here] @ beside
+        return rows, constant
 
     def values(self, x: Tensor) -> Tensor:
         """As of `Lines`."""
         found = self.bank.heights[self.group]
         for group, here in self._parts():
-            found[here] += self.envelope.moves(x[here], self.bank.slopes[group])
+            matrix, beside = self.bank.matrices[group]
+            found[here] += torch.addmm(beside, x[here], matrix.T)
         return found
 
     def _parts(self) -> list[tuple[int, Tensor]]:

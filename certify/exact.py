@@ -88,13 +88,13 @@ class Exact(Certifier):
     with polytope, a longer descent, then on the network with its stable neurons folded away, and what maps
     single inputs folded into the input set: optimised slopes, tightened bounds, branch and bound on ReLU
     phases with optimised multipliers (beta-CROWN), in linf upper lines of the neurons that read the inputs
-    alone (their envelopes), exact linear programs where these stall and a descent in every open branch,
-    the same clause by clause with every neuron bounded again in every branch under the assumption that the
-    clause fails (INVPROP), and a mixed-integer program that looks for witnesses. Proofs are dual bounds in
-    double precision, so that a margin may be smaller than what other certificates ask for (`tolerance`); no
-    solver's word is taken. Networks with other activations, and those too large to fold, take the same
-    steps on the ranges of their activations' inputs: tighter ends, branches that cut a range in two
-    (GenBaB), and every range bounded again in every branch.
+    alone (their envelopes; along curves, where first neurons read one input each), exact linear programs
+    where these stall and a descent in every open branch, the same clause by clause with every neuron bounded
+    again in every branch under the assumption that the clause fails (INVPROP), and a mixed-integer program
+    that looks for witnesses. Proofs are dual bounds in double precision, so that a margin may be smaller
+    than what other certificates ask for (`tolerance`); no solver's word is taken. Networks with other
+    activations, and those too large to fold, take the same steps on the ranges of their activations' inputs:
+    tighter ends, branches that cut a range in two (GenBaB), and every range bounded again in every branch.
     Source: Wang et al. 2021, 2103.06624; Kotha et al. 2023, 2302.01404; Tjeng et al. 2019, 1711.07356; Shi et
     al. 2024, 2405.21063; Tjandraatmadja et al. 2020, 2006.14076.
     """

@@ -128,13 +128,14 @@ class Folded:
     def of_inputs(self, seen: Tensor) -> Folded:
         """The same as a function of some inputs, where it reads no others."""
         kept, inputs = self.input_rows[:, seen], self.inputs
-        inputs = InputSet(inputs.lower[seen], inputs.upper[seen], inputs.centre[seen])
+        inputs = replace(
+            inputs, lower=inputs.lower[seen], upper=inputs.upper[seen], centre=inputs.centre[seen]
+        )
         return replace(self, inputs=inputs, input_rows=kept)
 
     def single(self) -> Folded:
-        """The same in single precision with the inputs' box moved to [-1, 1]; linf only."""
+        """The same in single precision with the inputs' ends moved to -1 and 1; linf only."""
         middle, radius = self.inputs.middle_and_radius()
-        end = torch.ones_like(middle, dtype=torch.float32)
         rest = (
             part.float()
             for part in (
@@ -142,7 +143,7 @@ class Folded:
                 self.leak, self.lower, self.upper,
             )
         )  # fmt: skip
-        return Folded(InputSet(-end, end, 0 * end), self.layers, *rest)
+        return Folded(self.inputs.standard(), self.layers, *rest)
 
     def forward(self, x: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
         """Values z and outputs a (b, m) at x (b, d), where activation(layer, z) gives a layer's outputs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ class InputSet:
     centre: Tensor
     norm: str = "linf"
     eps: float = torch.inf
+
+    # Whether coordinates depend on each other: those of a box do not.
+    curved: ClassVar[bool] = False
 
     @staticmethod
     def of(x: Tensor, threat: ThreatModel) -> InputSet:
@@ -103,9 +107,27 @@ class InputSet:
         clipped = torch.maximum(torch.minimum(points, self.upper), self.lower)
         return clipped if self.norm == "linf" else self.centre + self._within(clipped - self.centre)
 
-    def steepest(self, rows: Tensor) -> Tensor:
-        """A direction (k, d) in which rows . x falls, as long as the set: half the box, or eps in l2."""
+    def steepest(self, rows: Tensor, x: Tensor) -> Tensor:
+        """A direction (k, d) in which rows . x falls at x, as long as the set: half the box, or eps in l2."""
         if self.norm == "linf":
             return -rows.sign() * (self.upper - self.lower) / 2
         length = vector_norm(rows, "l2").clamp(min=1e-300)
         return -rows / length[:, None] * self.eps
+
+    def beside(self, lower: Tensor, upper: Tensor) -> InputSet:
+        """The set with further inputs between lower and upper (k,); linf only."""
+        centre = torch.cat([self.centre, (lower + upper) / 2])
+        return InputSet(torch.cat([self.lower, lower]), torch.cat([self.upper, upper]), centre)
+
+    def standard(self) -> InputSet:
+        """The box [-1, 1] in single precision, in the place of this one; linf only."""
+        end = torch.ones_like(self.lower, dtype=torch.float32)
+        return UnitBox(-end, end, 0 * end)
+
+
+@dataclass(frozen=True)
+class UnitBox(InputSet):
+    """The box [-1, 1], over which the least values are norms."""
+
+    def least(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.linalg.vector_norm(rows, 1, dim=1), rows.sign().neg_()

@@ -41,7 +41,8 @@ class Probe:
     def suits(dual: Dual) -> bool:
         """Whether the programs of this search are small enough, and of a kind that can be solved."""
         single = dual.targets.constant.shape[1] == 1 and dual.targets.assumed is None and dual.lines is None
-        return single and dual.folded.inputs.norm == "linf" and dual.folded.neurons <= NEURONS
+        inputs = dual.folded.inputs
+        return single and inputs.norm == "linf" and not inputs.curved and dual.folded.neurons <= NEURONS
 
     def limit(self, searched: float) -> float:
         """The seconds that a solution may take after `searched` seconds of search; 0 while none is due."""

@@ -112,5 +112,5 @@ class RangeDual:
                 if found is not None:
                     return found
             size = first * LAST ** (step / DESCENT)
-            x = self.inputs.project(x.detach() + size * self.inputs.steepest(slope))
+            x = self.inputs.project(x.detach() + size * self.inputs.steepest(slope, x))
         return None

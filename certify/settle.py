@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from certify.ascent import climb, lines_of
 from certify.backward import Relaxation, adaptive_slope, parallel_slope, relax
-from certify.branching import BranchAndBound
 from certify.case import Case
 from certify.counterexample import search
-from certify.descent import descend
-from certify.dual import Branches, Dual
-from certify.envelope import Envelope, Lines
-from certify.folded import Folded, Targets, folded_network
+from certify.folded import folded_network
 from certify.input_set import InputSet
 from certify.input_splitting import clause_bounds, split_inputs
 from certify.lowering import has_maxima, relaxed_without_maxima
-from certify.mixed_integer import feasible_point
 from certify.range_branching import RangeBranching
 from certify.range_refutation import RangeRefutation
 from certify.range_tightening import tightened_ranges
-from certify.refutation import Refutation
-from certify.separable import separated
+from certify.settle_folded import REFUTED, settle_folded
 from certify.slopes import climbed
-from certify.tighten import tightened
 from certify.turns import Search, branch, take_turns
 from models.errors import NotApplicable
 from models.randomness import Randomness
 
 # Beyond this many unstable neurons the folded network's table takes more memory than a laptop has.
 NEURONS = 8000
-
-# Up to this many neurons a refutation, which keeps a square table a branch, has the memory that it needs.
-REFUTED = 1500
-
-# Up to this many neurons the mixed-integer program is worth its time.
-MIXED_INTEGER = 300
 
 # Steps of the ascent over a network whose maxima are still whole.
 CLIMB = 20
@@ -54,13 +39,6 @@ BOUNDING = 0.7
 
 # Entries of the clauses' rows over the widest values that are bounded between two looks at the clock.
 ROW_ENTRIES = 2**18
-
-# Steps of the ascent under envelopes, which cost some ten times as much as others; and the part of a bound
-# that they have to win before every neuron is bounded so.
-ENVELOPE, HELPFUL = 12, 0.02
-
-# Entries of upper lines that a tree may keep.
-LINE_ENTRIES = 20_000_000
 
 # Up to this many inputs, cutting their box is worth more than fixing the phases of ReLUs.
 FEW_INPUTS = 16
@@ -128,7 +106,7 @@ def settle_case(case: Case, randomness: Randomness) -> str:
             return _on_ranges(case, relaxation)
         if folded.neurons > NEURONS:
             return _on_ranges(case, relaxation)
-        return _on_folded(case, folded, targets)
+        return settle_folded(case, folded, targets)
 
 
 def _descended(case: Case, randomness: Randomness, *, steps: int, starts: int) -> bool:
@@ -196,99 +174,3 @@ def _on_ranges(case: Case, relaxation: Relaxation) -> str:
             if tree.is_open(group)
         ]
     return take_turns(case, groups, tree, refutations)
-
-
-def _on_folded(case: Case, folded: Folded, targets: Targets) -> str:
-    """The steps on the folded network; books what they find in the case."""
-    folded, targets, case.lift = separated(folded, targets)
-    groups = case.open
-    roots = Branches.roots(folded, targets)
-    dual = Dual(folded, targets)
-    value, _, bound = climb(dual, roots, steps=20, rate=0.25, stop=case.tolerance)
-    case.lower[groups] = torch.maximum(case.lower[groups], value)
-    if case.done:
-        return "alpha"
-    _look(case, folded, targets, bound.x, torch.arange(len(targets)))
-    if case.done or case.late:
-        return "alpha"
-    keep = (value <= case.tolerance).nonzero()[:, 0]
-    groups, targets = groups[keep], targets.select(keep)
-    folded, targets = tightened(folded, targets, steps=25, rate=0.25, deadline=case.share(0.3))
-    tree = BranchAndBound(folded, targets, case.check, tolerance=case.tolerance, deadline=case.deadline)
-    if branch(case, tree, groups, case.share(0.01, 2.0)):
-        return "tighten" if tree.looked_at <= len(targets) else "branch"
-    begun, taken = time.monotonic(), 0.0
-    if narrowed := _enveloped(case, folded, targets, groups):
-        # A refutation begins with the same for its own clause, and more than once.
-        taken = 2 * (time.monotonic() - begun)
-        folded, targets, lines = narrowed
-        if case.done:
-            return "envelope"
-        groups = case.open
-        tree = BranchAndBound(
-            folded, targets, case.check, tolerance=case.tolerance, deadline=case.deadline, lines=lines
-        )
-        if branch(case, tree, groups, case.share(0.05, 2.0)):
-            return "envelope" if tree.looked_at <= len(targets) else "branch"
-    elif branch(case, tree, groups, case.share(0.05)):
-        return "branch"
-    refutations: list[Search] = []
-    if folded.neurons <= REFUTED:
-        refutations = [
-            Refutation(folded, targets, group, case.check, slack=2 * case.tolerance, enveloped=bool(narrowed))
-            for group in range(len(targets))
-            if tree.is_open(group)
-        ]
-    return take_turns(case, groups, tree, refutations, _ask_solver, least=taken)
-
-
-def _enveloped(
-    case: Case, folded: Folded, targets: Targets, groups: Tensor
-) -> tuple[Folded, Targets, Lines | None] | None:
-    """The network, the open targets and their upper lines, by envelopes of first neurons where these help."""
-    if folded.inputs.norm != "linf" or not folded.neurons or case.late:
-        return None
-    still = (case.lower[groups] <= case.tolerance).nonzero()[:, 0]
-    groups, targets = groups[still], targets.select(still)
-    dual, roots, until = Dual(folded, targets), Branches.roots(folded, targets), case.share(0.1)
-    plain, _, _ = climb(dual, roots, steps=ENVELOPE, rate=0.25, deadline=until)
-    value, _, _ = climb(dual, roots, steps=ENVELOPE, rate=0.25, deadline=until, enveloped=True)
-    case.lower[groups] = torch.maximum(case.lower[groups], value)
-    if not bool((value - plain > HELPFUL * plain.abs()).any()):
-        return None
-    until = case.share(0.3)
-    folded, targets = tightened(folded, targets, steps=ENVELOPE, rate=0.25, deadline=until, enveloped=True)
-    dual, roots, lines = Dual(folded, targets), Branches.roots(folded, targets), None
-    if folded.neurons and Envelope(folded).rows.numel() * len(targets) <= LINE_ENTRIES:
-        value, lines = lines_of(dual, roots, steps=LONG, rate=0.25, deadline=case.share(0.1))
-        case.lower[groups] = torch.maximum(case.lower[groups], value)
-    left = (case.lower[groups] <= case.tolerance).nonzero()[:, 0]
-    return folded, targets.select(left), lines.select(left) if lines else None
-
-
-def _ask_solver(case: Case, one: Search, end: float) -> None:
-    """Looks for a witness by mixed-integer programming; what it calls infeasible is not believed.
-
-    A little more than zero is asked for first, since the solver's point is only as good as its tolerance.
-    """
-    assert isinstance(one, Refutation)
-    folded, targets = one.root.folded, one.root.targets
-    if folded.inputs.norm != "linf" or folded.neurons > MIXED_INTEGER:
-        return
-    for slack in (1e-3, 1e-5):
-        seconds = (end - time.monotonic()) / 2
-        if seconds <= 0:
-            return
-        answer = feasible_point(folded, replace(targets, constant=targets.constant + slack), 0, seconds)
-        if answer.point is not None:
-            point = torch.from_numpy(answer.point).to(folded.constant)[None]
-            _look(case, folded, targets, point, torch.tensor([0]))
-        if case.witness is not None or not answer.infeasible:
-            return
-
-
-def _look(case: Case, folded: Folded, targets: Targets, x: Tensor, group: Tensor) -> None:
-    points = descend(folded, targets, x, group)
-    for point in torch.cat([folded.inputs.project(x), points]):
-        if case.witness is None and case.prop.excess(case.graph.values(case.lifted(point))[-1]) <= 0:
-            case.witness = case.check(point)

@@ -79,10 +79,7 @@ class Ascent:
         if self.lines:
             rows, constant = self._under_lines(self.lines, value, rows, constant, q, t, cut)
         rows = torch.addmm(rows, t, folded.input_rows)
-        if rows.dtype == torch.float32:
-            least, x = -torch.linalg.vector_norm(rows, 1, dim=1), rows.sign().neg_()
-        else:
-            least, x = folded.inputs.least(rows)
+        least, x = folded.inputs.least(rows)
         bound = constant + least + t @ folded.constant + (q * cut).sum(1)
         return bound, q, line, cut, x
 

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from certify import settle as steps
+from certify import settle_folded as steps
 from certify.ascent import climb, lines_of
 from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.branching import BranchAndBound
@@ -324,7 +324,7 @@ def test_what_is_settled_on_envelopes_is_what_brute_force_says(
         turns.append(1)
         return case.done if len(turns) == 1 else ours(case, tree, groups, until)
 
-    monkeypatch.setattr(steps, "FEW_INPUTS", 0)
+    monkeypatch.setattr("certify.settle.FEW_INPUTS", 0)
     monkeypatch.setattr(steps, "HELPFUL", -1e9)
     monkeypatch.setattr(steps, "branch", branch)
     monkeypatch.setattr("certify.dual.SINGLE", 1 if single else 2**14)
@@ -337,11 +337,15 @@ def test_what_is_settled_on_envelopes_is_what_brute_force_says(
         assert verdict.bound <= shift + 1e-9
 
 
-@pytest.mark.parametrize(("mixed", "asked"), [(True, True), (False, False)])
+@pytest.mark.parametrize(
+    ("mixed", "curves", "asked"), [(True, True, True), (False, False, False), (False, True, True)]
+)
 def test_envelopes_are_asked_only_where_first_neurons_mix_inputs(
-    mixed: bool, asked: bool, monkeypatch: pytest.MonkeyPatch
+    mixed: bool, curves: bool, asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A neuron that reads one input has no better line than its chord; two of them a pixel are not folded."""
+    """A neuron that reads one input has no better line than its chord, but those that read curves have."""
+    if not curves:
+        monkeypatch.setattr(steps, "along_curves", lambda folded, targets: None)
     torch.manual_seed(3)
     first = nn.Linear(12, 24).double()
     if not mixed:

@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 from torch import nn
 
 from certify import settle as steps
-from certify import turns
+from certify import settle_folded, turns
 from certify.case import Case
 from certify.exact import Exact, settle
 from certify.property import Clause, Property, robustness
@@ -168,8 +168,8 @@ def test_a_refutation_that_gets_nowhere_leaves_the_tree_its_turns(seed, monkeypa
     barely = Clause(rows, torch.tensor([1e-5 - least], dtype=torch.float64))
     monkeypatch.setattr(steps, "FEW_INPUTS", 0)
     monkeypatch.setattr(turns, "FIRST_TURN", 0.05)
-    monkeypatch.setattr(steps, "Refutation", Stalled)
-    monkeypatch.setattr(steps, "_ask_solver", lambda case, one, end: None)
+    monkeypatch.setattr(settle_folded, "Refutation", Stalled)
+    monkeypatch.setattr(settle_folded, "_ask_solver", lambda case, one, end: None)
     # The tree's first turn ends before it begins.
     monkeypatch.setattr(Case, "share", lambda *args: time.monotonic())
     verdict = settle(network, Property(low, high, (barely,)), seconds=20)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from certify import settle as steps
+from certify import settle_folded
 from certify.exact import Exact, settle
 from certify.mixed_integer import Answer
 from certify.property import Clause, Property
@@ -55,7 +56,7 @@ def test_lying_solvers_prove_nothing_false_and_hand_in_no_false_witness(value, m
         return Answer(point, False) if len(asked) % 2 else Answer(None, True)
 
     monkeypatch.setattr(WarmProgram, "solve", solve)
-    monkeypatch.setattr(steps, "feasible_point", answer)
+    monkeypatch.setattr(settle_folded, "feasible_point", answer)
     monkeypatch.setattr(steps, "search", lambda *args, **budget: None)
     for network, prop, side in hard_cases():
         verdict = settle(network, prop, seconds=0.5)

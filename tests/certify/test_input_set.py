@@ -113,8 +113,8 @@ def test_projected_points_are_in_the_set_and_members_stay(norm):
 @pytest.mark.parametrize("norm", EPS)
 def test_the_step_goes_down(norm):
     inputs, rows = an_input_set(norm), some_rows()
-    assert ((inputs.steepest(rows) * rows).sum(1)[1:] < 0).all()
-    assert (inputs.steepest(rows)[0] == 0).all()
+    assert ((inputs.steepest(rows, inputs.centre.expand(len(rows), -1)) * rows).sum(1)[1:] < 0).all()
+    assert (inputs.steepest(rows, inputs.centre.expand(len(rows), -1))[0] == 0).all()
 
 
 def test_a_region_is_its_box():
