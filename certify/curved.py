@@ -12,10 +12,10 @@ from certify.curves import Curves
 from certify.folded import Folded, Targets
 
 # What a neuron reads beside its one input may move it by such a part of what that input does.
-CRUMBS = 1e-2
+CRUMBS = 3e-2
 
 # The part of the neurons that read the inputs alone which have to be of this kind.
-MOST = 0.9
+MOST = 0.5
 
 
 def along_curves(folded: Folded, targets: Targets) -> tuple[Folded, Targets] | None:

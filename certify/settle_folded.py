@@ -70,23 +70,27 @@ def settle_folded(case: Case, folded: Folded, targets: Targets) -> str:
 def _on_curves(case: Case, folded: Folded, targets: Targets, groups: Tensor) -> str:
     """The same along the curves of the inputs, where envelopes over these help."""
     still = (case.lower[groups] <= case.tolerance).nonzero()[:, 0]
-    found = along_curves(folded, targets.select(still))
+    targets = targets.select(still)
+    found = along_curves(folded, targets)
     if found is None:
         return ""
+    roots = Branches.roots(folded, targets)
+    plain, _, _ = climb(Dual(folded, targets), roots, steps=ENVELOPE, rate=0.25, deadline=case.share(0.1))
     lift, size = case.lift, len(folded.inputs.lower)
     case.lift = lambda points: lift(points[:, :size])
-    step = _searched(case, *found, groups[still], None)
+    step = _searched(case, *found, groups[still], None, plain)
     if not case.done:
         case.lift = lift
     return step
 
 
 def _searched(
-    case: Case, folded: Folded, targets: Targets, groups: Tensor, tree: BranchAndBound | None
-) -> str:
+    case: Case, folded: Folded, targets: Targets, groups: Tensor, tree: BranchAndBound | None,
+    plain: Tensor | None = None,
+) -> str:  # fmt: skip
     """Envelopes and a tree on their lines where these help, else the old `tree`, if any; then refutations."""
     begun, taken = time.monotonic(), 0.0
-    if narrowed := _enveloped(case, folded, targets, groups):
+    if narrowed := _enveloped(case, folded, targets, groups, plain):
         # A refutation begins with the same for its own clause, and more than once.
         taken = 2 * (time.monotonic() - begun)
         folded, targets, lines = narrowed
@@ -111,15 +115,19 @@ def _searched(
 
 
 def _enveloped(
-    case: Case, folded: Folded, targets: Targets, groups: Tensor
+    case: Case, folded: Folded, targets: Targets, groups: Tensor, plain: Tensor | None
 ) -> tuple[Folded, Targets, Lines | None] | None:
-    """The network, the open targets and their upper lines, by envelopes of first neurons where these help."""
+    """The network, the open targets and their upper lines, by envelopes of first neurons where these help.
+
+    They help where they raise some bound by more than HELPFUL above `plain`, one without envelopes.
+    """
     if folded.inputs.norm != "linf" or not folded.neurons or case.late:
         return None
     still = (case.lower[groups] <= case.tolerance).nonzero()[:, 0]
     groups, targets = groups[still], targets.select(still)
     dual, roots, until = Dual(folded, targets), Branches.roots(folded, targets), case.share(0.1)
-    plain, _, _ = climb(dual, roots, steps=ENVELOPE, rate=0.25, deadline=until)
+    if plain is None:
+        plain, _, _ = climb(dual, roots, steps=ENVELOPE, rate=0.25, deadline=until)
     value, _, _ = climb(dual, roots, steps=ENVELOPE, rate=0.25, deadline=until, enveloped=True)
     case.lower[groups] = torch.maximum(case.lower[groups], value)
     if not bool((value - plain > HELPFUL * plain.abs()).any()):
