@@ -147,7 +147,7 @@ class _Auditor:
         words = {sign.word for sign in found}
         original, self.model = self.model, as_declared(self.model, words)
         with frozen(self.model), torch.no_grad():
-            clean = self.model.logits(self.batch.x).argmax(1) == self.batch.y
+            clean = self.model.right(self.batch.x, self.batch.y)
         pgd = self._pgd()
         self._gradient_rungs(pgd)
         worst = self._run(Strongest(), self.threat)
@@ -283,7 +283,7 @@ class _Auditor:
             corner = stream.sign(self.batch.index, x.shape[1:]).to(x)
             moved = self.threat.project(x, x + self.threat.box.width * corner)
             with frozen(self.model), torch.no_grad():
-                wrong = self.model.logits(moved).argmax(1) != self.batch.y
+                wrong = ~self.model.right(moved, self.batch.y)
             broken |= wrong.cpu()
         return broken
 

@@ -179,7 +179,7 @@ def judge_all(
 
 def _clean(model: Classifier, batch: Batch) -> Tensor:
     with frozen(model), torch.no_grad():
-        return torch.cat([model.logits(part.x).argmax(1) == part.y for part in batch.split(256)]).cpu()
+        return torch.cat([model.right(part.x, part.y) for part in batch.split(256)]).cpu()
 
 
 def _judge_piece(

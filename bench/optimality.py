@@ -107,7 +107,7 @@ def optimality(
     randomness = Randomness(seed)
     distances, nearest = _attacked(names, judged, batch, threat, randomness)
     with torch.no_grad():
-        correct = judged.logits(batch.x).argmax(1) == batch.y
+        correct = judged.right(batch.x, batch.y)
     rows = []
     for i in range(len(batch)):
         piece = slice(i, i + 1)

@@ -198,7 +198,7 @@ def _certify(
     certifier = CERTIFIERS[cell.judge.name](**cell.judge.chosen)
     certificate = certifier.run(model, batch, threat, randomness)
     with torch.no_grad():
-        clean = torch.cat([model.logits(part.x).argmax(1) for part in batch.split(256)]) == batch.y
+        clean = torch.cat([model.right(part.x, part.y) for part in batch.split(256)])
     found = {"certified": certificate.certified, "lower": certificate.margin}
     if certificate.broken is not None and certificate.distance is not None:
         found |= {

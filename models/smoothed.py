@@ -72,6 +72,8 @@ class SmoothedClassifier(nn.Module):
     Source: Cohen, Rosenfeld, Kolter 2019, 1902.02918, section 3.2.1 (PREDICT).
     """
 
+    abstaining = True
+
     def __init__(
         self, base: nn.Module, sigma: float, votes: int = 100, seed: int = 0, alpha: float = ALPHA
     ) -> None:

@@ -86,7 +86,7 @@ class Opened:
         right = torch.ones(len(self.batch), dtype=torch.bool, device=self.batch.x.device)
         for model in self.models:
             with frozen(model), torch.no_grad():
-                right &= model.logits(self.batch.x).argmax(1) == self.batch.y
+                right &= model.right(self.batch.x, self.batch.y)
         if not bool(right.any()):
             raise UserError("no image that every model classifies correctly: choose one with --index")
         return self.batch[right.nonzero()[:1, 0]]

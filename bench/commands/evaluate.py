@@ -60,7 +60,7 @@ def execute(
     if proof is not None:
         check_writable(proof)
     with frozen(classifier), torch.no_grad():
-        right = torch.cat([classifier.logits(part.x).argmax(1) == part.y for part in batch.split(64)])
+        right = torch.cat([classifier.right(part.x, part.y) for part in batch.split(64)])
     print(f"clean: {100 * float(right.double().mean()):.1f} % of {len(batch)} images", flush=True)
     for line in suspicions(classifier, batch, threat):
         print(f"note: {line}", file=sys.stderr, flush=True)

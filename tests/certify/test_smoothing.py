@@ -6,6 +6,7 @@ import torch
 from scipy.stats import binom, norm
 from torch import nn
 
+from attacks.base import verdict
 from certify.crown import Crown
 from certify.smoothing import Smoothing, l2_reach, least_share, smoothed_radius
 from models.base import Batch, Classifier
@@ -111,6 +112,20 @@ def test_a_tie_abstains_and_is_certified_at_no_radius():
     assert torch.equal(judged.logits(on_the_line.x), torch.zeros(2, 2))
     sure = judged.logits(torch.tensor([[1.0, 1.0]]))
     assert sure[0, 1] > sure[0, 0]
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_an_abstention_is_no_right_answer_and_an_attack_that_forces_one_succeeds(label):
+    sign = 1.0 if label else -1.0
+    start = torch.tensor([[0.5, 0.5]]) + sign * torch.tensor([[0.8, 0.8]])
+    judged, y = smoothed(half_space()), torch.tensor([label])
+    on_the_line = torch.tensor([[0.2, 0.4]])
+    assert judged.right(start, y).item()
+    assert not judged.right(on_the_line, y).item()
+    assert verdict(judged, on_the_line, y)[1].item()
+    assert not verdict(judged, start, y)[1].item()
+    plain = Classifier(nn.Flatten(), num_classes=2)
+    assert not plain.errs(torch.zeros(1, 2), y).item()
 
 
 def test_votes_abstain_exactly_where_the_binomial_test_is_in_doubt():
