@@ -113,7 +113,8 @@ def _names(wanted: Any, kind: str) -> list[str]:
 class Verdicts:
     """What is known of each sample (n,), the rows behind it, and what a user should know of them.
 
-    `judged` samples are done: all judges have run on them.
+    `judged` samples are done: all judges have run on them. What does not apply is in `left_out`: by its kind
+    and the reason, the names.
     """
 
     clean: Tensor
@@ -122,12 +123,20 @@ class Verdicts:
     judged: int = 0
     rows: list[pd.DataFrame] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
+    left_out: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)
 
     def outcomes(self) -> pd.DataFrame:
         """One row a sample and judge that looked at it, judges in their order."""
         rows = [frame for frame in self.rows if len(frame)]
         whole = pd.concat(rows, ignore_index=True) if rows else _rows("", "", torch.zeros(0), 0.0)
         return whole[COLUMNS]
+
+    def omissions(self) -> list[str]:
+        """A line for each reason why judges do not apply."""
+        return [
+            f"{kind}{'s' if len(names) > 1 else ''} {', '.join(names)} left out: {reason}"
+            for (kind, reason), names in self.left_out.items()
+        ]
 
     def of(self, verdict: Tensor) -> float:
         """The fraction of the judged samples for which a verdict holds."""
@@ -167,7 +176,7 @@ def judge_all(
         raise UserError(
             f"no image is judged after {clock.seconds:g} seconds: give more, or name fewer judges"
         )
-    found.flags = list(dict.fromkeys(found.flags)) + _blind(found)
+    found.flags = list(dict.fromkeys(found.flags)) + found.omissions() + _blind(found)
     if found.judged < len(batch):
         rest = f"{len(batch) - found.judged} of {len(batch)} images are not judged"
         found.flags.append(
@@ -199,7 +208,7 @@ def _judge_piece(
         try:
             rows = _attack(name, attack, model, batch[left], threat, randomness)
         except NotApplicable as reason:
-            found.flags.append(f"attack {name} left out: {reason}")
+            found.left_out.setdefault(("attack", str(reason)), {})[name] = None
             continue
         found.rows.append(rows)
         broken[_indices(rows, "success")] = True
@@ -211,7 +220,7 @@ def _judge_piece(
         try:
             rows = _certify(name, certifier, model, batch[left], threat, randomness)
         except NotApplicable as reason:
-            found.flags.append(f"certificate {name} left out: {reason}")
+            found.left_out.setdefault(("certificate", str(reason)), {})[name] = None
             continue
         found.rows.append(rows)
         certified[_indices(rows, "certified")] = True

@@ -86,15 +86,18 @@ def certify(
         typer.Option(help="The batch's answers (default results.csv): a line with a row there is not run."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the searches.")] = 0,
+    model: Annotated[str | None, typer.Argument(hidden=True)] = None,
+    eps: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Prove or break a VNN-LIB property of an ONNX network, as in VNN-COMP.
 
     The first line on stdout is unsat (proved), sat (broken: the counterexample follows), unknown or
     timeout. A stopped batch keeps its finished rows; the same command continues, and asks again where
     a file has changed since (hashes stand in RESULTS.sha256). Exit code: 0 answered, 1 some instance of
-    a batch failed, 2 the request could not be carried out.
+    a batch failed, 2 the request could not be carried out. Images around which a model is to be certified
+    are for evaluate MODEL --eps EPS --certify exact.
     """
-    finish("certify", onnx, vnnlib, timeout, witness, batch, results, seed)
+    finish("certify", onnx, vnnlib, timeout, witness, batch, results, seed, model or eps)
 
 
 def audit(

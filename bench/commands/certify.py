@@ -36,8 +36,17 @@ def execute(
     batch: Path | None,
     results: Path | None,
     seed: int,
+    model: str | None = None,
 ) -> int:
-    """Settles one property, or every line of a batch; returns the exit code."""
+    """Settles one property, or every line of a batch; returns the exit code.
+
+    Raises UserError where a `model` is named, as others are: they are `evaluate`'s to judge.
+    """
+    if model is not None:
+        raise UserError(
+            "certify takes --onnx NET and --vnnlib PROPERTY; to certify a model's images write "
+            "'python -m bench evaluate MODEL --eps EPS --certify exact'"
+        )
     if timeout is not None and not 0 < timeout < math.inf:
         raise UserError(f"--timeout must be above 0 seconds, not {timeout:g}")
     if batch is not None:

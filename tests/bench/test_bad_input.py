@@ -138,3 +138,27 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_computed(
     assert shown.out == ""
     assert shown.err.startswith("error: cannot write into file/x (")
     assert shown.err.count("\n") == 1
+
+
+def test_certifying_a_model_is_pointed_to_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["conv-small"], ["--eps", "0.1"], ["conv-small", "--eps", "0.1"]):
+        assert main(["certify", *words]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "evaluate MODEL --eps EPS --certify exact" in said
+
+
+class Listing(Rounded):
+    """Layer by layer over a list of its inputs' rows, which no tracer follows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.layer(row) for row in x])
+
+
+def test_what_no_certificate_can_trace_is_said_once_and_in_few_words() -> None:
+    x = torch.rand(4, 16, generator=torch.Generator().manual_seed(1))
+    model = Listing()
+    found = evaluate(model, x, model(x).argmax(1), eps=1e-4, attacks=["fgsm"])
+    (said,) = [flag for flag in found.flags if "left out" in flag]
+    assert said.startswith("certificates ibp, ")
+    assert said.endswith("cannot trace 'Listing': Proxy object cannot be iterated")
