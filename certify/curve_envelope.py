@@ -36,11 +36,10 @@ class CurveEnvelope(Envelope):
         most = torch.cat([part.amax(2) for part in values], 1)
         halfway, rises = (most + least) / 2, (most - least) / 2
         self.top = most.sum(1) + constant
-        read = self._read(torch.where(rises > SMALL * rises.amax(1, keepdim=True), rises, 0.0))
-        self.places = like.places if like else read
-        assert self.places is not None
-        self._lay_out(rows, inputs)
-        large = [part.gather(1, self.places) for part in (halfway, rises)]
+        largest = torch.where(rises > SMALL * rises.amax(1, keepdim=True), rises, 0.0)
+        self.places = places = self._read(largest) if like is None or like.places is None else like.places
+        self._lay_out(rows, places, inputs)
+        large = [part.gather(1, places) for part in (halfway, rises)]
         lumps = [part.sum(1) - own.sum(1) for part, own in zip((halfway, rises), large, strict=True)]
         self.halfway, self.rows = (
             torch.cat([own, lump[:, None]], 1) for own, lump in zip(large, lumps, strict=True)
@@ -54,13 +53,12 @@ class CurveEnvelope(Envelope):
         width = int(reads.sum(1).amax()) if len(rows) else 0
         return reads.to(torch.int8).topk(width, dim=1).indices
 
-    def _lay_out(self, rows: Tensor, inputs: Corners) -> None:
-        """Where each large part reads what, and the rows of the rest."""
-        assert self.places is not None
+    def _lay_out(self, rows: Tensor, places: Tensor, inputs: Corners) -> None:
+        """Where the large parts, curves `places` (k, w - 1), read what, and the rows of the rest."""
         widest = max(part.coordinates.shape[1] for part in inputs.lines)
         spots = torch.cat([
             pad(part.coordinates, (0, widest - part.coordinates.shape[1]), value=-1) for part in inputs.lines
-        ])[self.places].flatten(1)  # fmt: skip
+        ])[places].flatten(1)  # fmt: skip
         weight = rows.gather(1, spots.clamp(min=0)) * (spots >= 0)
         self.rest = rows.scatter_add(1, spots.clamp(min=0), -weight)
         spots, weight = (part.unflatten(1, (-1, widest)) for part in (spots.clamp(min=0), weight))
@@ -68,7 +66,7 @@ class CurveEnvelope(Envelope):
         self.spots, self.own = spots.gather(2, first)[..., 0], weight.gather(2, first)[..., 0]
         more = weight.scatter(2, first, 0.0)
         neuron, part, entry = more.nonzero(as_tuple=True)
-        parts = self.places.shape[1] + 1
+        parts = places.shape[1] + 1
         self.others = neuron * parts + part, spots[neuron, part, entry], more[neuron, part, entry]
 
     def moved(self, x: Tensor) -> Tensor:
