@@ -32,6 +32,9 @@ MIXED_INTEGER = 300
 # that they have to win before every neuron is bounded so.
 ENVELOPE, HELPFUL = 12, 0.02
 
+# The part of the time that searches along curves may take.
+ALONG_CURVES = 0.75
+
 # Steps of the ascent of a tree's lines, and the entries that it may keep of them.
 LINE_STEPS, LINE_ENTRIES = 40, 40_000_000
 
@@ -68,7 +71,10 @@ def settle_folded(case: Case, folded: Folded, targets: Targets) -> str:
 
 
 def _on_curves(case: Case, folded: Folded, targets: Targets, groups: Tensor) -> str:
-    """The same along the curves of the inputs, where envelopes over these help."""
+    """The same along the curves of the inputs, where envelopes over these help, for most of the time.
+
+    What is asked there may be a little harder: the rest of the time is for the question itself.
+    """
     still = (case.lower[groups] <= case.tolerance).nonzero()[:, 0]
     targets = targets.select(still)
     found = along_curves(folded, targets)
@@ -78,7 +84,9 @@ def _on_curves(case: Case, folded: Folded, targets: Targets, groups: Tensor) -> 
     plain, _, _ = climb(Dual(folded, targets), roots, steps=ENVELOPE, rate=0.25, deadline=case.share(0.1))
     lift, size = case.lift, len(folded.inputs.lower)
     case.lift = lambda points: lift(points[:, :size])
+    whole, case.deadline = case.deadline, case.share(ALONG_CURVES)
     step = _searched(case, *found, groups[still], None, plain)
+    case.deadline = whole
     if not case.done:
         case.lift = lift
     return step

@@ -236,3 +236,28 @@ def test_what_is_settled_along_curves_is_what_brute_force_says(
         assert verdict.status == status
         assert verdict.bound <= shift + 1e-9
     assert asked
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_ends_open_along_curves_goes_on_as_it_was(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question along curves that is far too hard leaves time for the question itself."""
+    network = thresholds(seed, 6, 5, 3)
+    rows = torch.eye(3, dtype=torch.float64)[:1]
+    clause = Clause(rows, torch.zeros(1, dtype=torch.float64))
+    least = least_excess(network, [-0.8, -0.8], [0.8, 0.8], clause)
+    asked: list[int] = []
+    ours, curves_of = steps.branch, steps.along_curves
+
+    def hard(folded: Folded, targets: Targets) -> tuple[Folded, Targets] | None:
+        asked.append(1)
+        moved, aims = curves_of(folded, targets) or pytest.skip("nothing to fold")
+        return moved, replace(aims, constant=aims.constant - 100)
+
+    monkeypatch.setattr("certify.settle.FEW_INPUTS", 0)
+    monkeypatch.setattr(steps, "HELPFUL", -1e9)
+    monkeypatch.setattr(steps, "branch", lambda *turn: turn[0].done if len(asked) == 0 else ours(*turn))
+    monkeypatch.setattr(steps, "along_curves", hard)
+    low, high = torch.full((2,), -0.8).double(), torch.full((2,), 0.8).double()
+    moved = Clause(rows, torch.full((1,), 1e-3 - least, dtype=torch.float64))
+    assert settle(network, Property(low, high, (moved,)), seconds=8).status == "certified"
+    assert asked
