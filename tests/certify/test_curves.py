@@ -238,7 +238,7 @@ def test_what_is_settled_along_curves_is_what_brute_force_says(
     assert asked
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_what_ends_open_along_curves_goes_on_as_it_was(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A question along curves that is far too hard leaves time for the question itself."""
     network = thresholds(seed, 6, 5, 3)
@@ -259,5 +259,5 @@ def test_what_ends_open_along_curves_goes_on_as_it_was(seed: int, monkeypatch: p
     monkeypatch.setattr(steps, "along_curves", hard)
     low, high = torch.full((2,), -0.8).double(), torch.full((2,), 0.8).double()
     moved = Clause(rows, torch.full((1,), 1e-3 - least, dtype=torch.float64))
-    assert settle(network, Property(low, high, (moved,)), seconds=8).status == "certified"
+    assert settle(network, Property(low, high, (moved,)), seconds=5).status == "certified"
     assert asked
