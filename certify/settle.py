@@ -69,8 +69,9 @@ def settle_case(case: Case, randomness: Randomness) -> str:
     """Runs the steps on `case`, cheapest first, until one decides; returns its name.
 
     descend briefly -> crown (with polytope) -> descend -> input-split where inputs are few -> alpha ->
-    tighten -> branch -> envelope (linf, where it helps) -> branch -> refutation (clause by clause, every
-    neuron bounded again in each branch, with a mixed-integer program that looks for witnesses) -> branch.
+    tighten -> branch -> envelope (linf, where it helps; along curves first) -> branch -> refutation (clause
+    by clause, every neuron bounded again in each branch, with a mixed-integer program that looks for
+    witnesses) -> branch.
     """
     if _descended(case, randomness, steps=BRIEF, starts=1):
         return "descent"

@@ -80,22 +80,14 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.logits(x)
 
-    def errs(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Whether `logits` (n, classes) deny the labels (n,): another is larger, one is NaN, or all are an
-        abstention's.
-
-        A tie denies nothing, but a network whose module says that it is `abstaining` names no class by it.
-        """
-        return ~(margin(logits, y) >= 0) | self._abstained(logits)
-
     def right(self, x: Tensor, y: Tensor) -> Tensor:
-        """Whether the first of the largest logits at x (n, ...) is the label's (n,), and no abstention."""
-        logits = self.logits(x)
-        return (logits.argmax(1) == y) & ~self._abstained(logits)
+        """Whether the first of the largest logits at x (n, ...) is the label's (n,).
 
-    def _abstained(self, logits: Tensor) -> Tensor:
+        Where a module of the network says that it is `abstaining`, equal logits are right for no label.
+        """
+        logits = self.logits(x)
         abstaining = any(getattr(module, "abstaining", False) for module in self.network.modules())
-        return (logits == logits[:, :1]).all(1) & abstaining
+        return (logits.argmax(1) == y) & ~((logits == logits[:, :1]).all(1) & abstaining)
 
     def _checked(self, z: Tensor) -> Tensor:
         if not isinstance(z, Tensor) or z.dim() != 2 or z.shape[1] != self.num_classes:

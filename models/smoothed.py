@@ -66,9 +66,10 @@ class SmoothedClassifier(nn.Module):
 
     Returns log((count + 1) / (votes + classes)) as logits (n, classes), and equal ones, a tie, where the
     vote abstains: where a two-sided binomial test at level `alpha` does not tell the first two classes
-    apart. The noise is drawn from the input's own content and `seed`: two calls agree, and batches do
-    not matter. No gradient passes through a vote: `soft()` is what an adversary follows. Raises UserError
-    for sigma <= 0, alpha outside (0, 1), or votes that always abstain.
+    apart. That is right for no label, but broken by no attack: more votes would decide, and of these the
+    certificate speaks. The noise is drawn from the input's own content and `seed`: two calls agree, and
+    batches do not matter. No gradient passes through a vote: `soft()` is what an adversary follows. Raises
+    UserError for sigma <= 0, alpha outside (0, 1), or votes that always abstain.
     Source: Cohen, Rosenfeld, Kolter 2019, 1902.02918, section 3.2.1 (PREDICT).
     """
 
