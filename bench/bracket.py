@@ -113,8 +113,8 @@ def _names(wanted: Any, kind: str) -> list[str]:
 class Verdicts:
     """What is known of each sample (n,), the rows behind it, and what a user should know of them.
 
-    `judged` samples are done: all judges have run on them. What does not apply is in `left_out`: by its kind
-    and the reason, the names.
+    `judged` samples are done: all judges have run on them. What does not apply is in `inapplicable`: by its
+    kind and the reason, the names.
     """
 
     clean: Tensor
@@ -123,7 +123,7 @@ class Verdicts:
     judged: int = 0
     rows: list[pd.DataFrame] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
-    left_out: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)
+    inapplicable: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)
 
     def outcomes(self) -> pd.DataFrame:
         """One row a sample and judge that looked at it, judges in their order."""
@@ -135,7 +135,7 @@ class Verdicts:
         """A line for each reason why judges do not apply."""
         return [
             f"{kind}{'s' if len(names) > 1 else ''} {', '.join(names)} left out: {reason}"
-            for (kind, reason), names in self.left_out.items()
+            for (kind, reason), names in self.inapplicable.items()
         ]
 
     def of(self, verdict: Tensor) -> float:
@@ -208,7 +208,7 @@ def _judge_piece(
         try:
             rows = _attack(name, attack, model, batch[left], threat, randomness)
         except NotApplicable as reason:
-            found.left_out.setdefault(("attack", str(reason)), {})[name] = None
+            found.inapplicable.setdefault(("attack", str(reason)), {})[name] = None
             continue
         found.rows.append(rows)
         broken[_indices(rows, "success")] = True
@@ -220,7 +220,7 @@ def _judge_piece(
         try:
             rows = _certify(name, certifier, model, batch[left], threat, randomness)
         except NotApplicable as reason:
-            found.left_out.setdefault(("certificate", str(reason)), {})[name] = None
+            found.inapplicable.setdefault(("certificate", str(reason)), {})[name] = None
             continue
         found.rows.append(rows)
         certified[_indices(rows, "certified")] = True

@@ -26,9 +26,8 @@ class CurveEnvelope(Envelope):
     def __init__(self, folded: Folded, like: Envelope | None = None) -> None:
         inputs = folded.inputs
         assert isinstance(inputs, Corners)
-        alone = ~(folded.neuron_rows != 0).any(1)
-        self.first = like.first if like else alone.nonzero()[:, 0]
-        self.middle, self.radius = inputs.middle_and_radius()
+        self.first = like.first if like else folded.alone
+        _, self.radius = inputs.middle_and_radius()
         self.bend = 1 - folded.leak[self.first]
         rows, constant = folded.input_rows[self.first], folded.constant[self.first]
         values = [part.values(rows) for part in inputs.lines]

@@ -33,7 +33,7 @@ def along_curves(folded: Folded, targets: Targets) -> tuple[Folded, Targets] | N
     inputs = folded.inputs
     if inputs.norm != "linf" or inputs.curved or targets.assumed is not None:
         return None
-    alone = (~(folded.neuron_rows != 0).any(1)).nonzero()[:, 0]
+    alone = folded.alone
     middle, radius = inputs.middle_and_radius()
     moves = folded.input_rows[alone].abs() * radius
     if not moves.numel():
@@ -104,7 +104,7 @@ def _without(
         curves, folded.layers_without(gone), rows, folded.neuron_rows[kept][:, kept], folded.constant[kept],
         folded.leak[kept], folded.lower[kept], folded.upper[kept],
     )  # fmt: skip
-    first = (~(moved.neuron_rows != 0).any(1)).nonzero()[:, 0]
+    first = moved.alone
     lower, upper = moved.lower.clone(), moved.upper.clone()
     lower[first] = curves.least(rows[first])[0] + moved.constant[first]
     upper[first] = moved.constant[first] - curves.least(-rows[first])[0]

@@ -28,8 +28,7 @@ class Envelope:
     """
 
     def __init__(self, folded: Folded, like: Envelope | None = None) -> None:
-        alone = ~(folded.neuron_rows != 0).any(1)
-        self.first: Tensor = like.first if like else alone.nonzero()[:, 0]
+        self.first: Tensor = like.first if like else folded.alone
         self.middle, self.radius = folded.inputs.middle_and_radius()
         rows = folded.input_rows[self.first] * self.radius
         self.top = (

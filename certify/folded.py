@@ -125,13 +125,14 @@ class Folded:
             found.append((seen, rows[:, seen].contiguous()))
         return found
 
+    @cached_property
+    def alone(self) -> Tensor:
+        """The places (k,) of the neurons that read the inputs alone."""
+        return (~(self.neuron_rows != 0).any(1)).nonzero()[:, 0]
+
     def of_inputs(self, seen: Tensor) -> Folded:
         """The same as a function of some inputs, where it reads no others."""
-        kept, inputs = self.input_rows[:, seen], self.inputs
-        inputs = replace(
-            inputs, lower=inputs.lower[seen], upper=inputs.upper[seen], centre=inputs.centre[seen]
-        )
-        return replace(self, inputs=inputs, input_rows=kept)
+        return replace(self, inputs=self.inputs.only(seen), input_rows=self.input_rows[:, seen])
 
     def single(self) -> Folded:
         """The same in single precision with the inputs' ends moved to -1 and 1; linf only."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -118,6 +118,10 @@ class InputSet:
         """The set with further inputs between lower and upper (k,); linf only."""
         centre = torch.cat([self.centre, (lower + upper) / 2])
         return InputSet(torch.cat([self.lower, lower]), torch.cat([self.upper, upper]), centre)
+
+    def only(self, seen: Tensor) -> InputSet:
+        """The set of the inputs `seen` (d,) alone; linf only."""
+        return replace(self, lower=self.lower[seen], upper=self.upper[seen], centre=self.centre[seen])
 
     def standard(self) -> InputSet:
         """The box [-1, 1] in single precision, in the place of this one; linf only."""

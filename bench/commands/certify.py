@@ -36,13 +36,13 @@ def execute(
     batch: Path | None,
     results: Path | None,
     seed: int,
-    model: str | None = None,
+    for_evaluate: str | None = None,
 ) -> int:
     """Settles one property, or every line of a batch; returns the exit code.
 
-    Raises UserError where a `model` is named, as others are: they are `evaluate`'s to judge.
+    Raises UserError where a model or an eps is given, which are `for_evaluate`.
     """
-    if model is not None:
+    if for_evaluate is not None:
         raise UserError(
             "certify takes --onnx NET and --vnnlib PROPERTY; to certify a model's images write "
             "'python -m bench evaluate MODEL --eps EPS --certify exact'"
