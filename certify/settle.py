@@ -18,6 +18,7 @@ from certify.range_branching import RangeBranching
 from certify.range_refutation import RangeRefutation
 from certify.range_tightening import tightened_ranges
 from certify.settle_folded import REFUTED, settle_folded
+from certify.shared_maxima import with_shared_maxima
 from certify.slopes import climbed
 from certify.turns import Search, branch, take_turns
 from models.errors import NotApplicable
@@ -68,23 +69,25 @@ class Verdict:
 def settle_case(case: Case, randomness: Randomness) -> str:
     """Runs the steps on `case`, cheapest first, until one decides; returns its name.
 
-    descend briefly -> crown (with polytope) -> descend -> input-split where inputs are few -> alpha ->
-    tighten -> branch -> envelope (linf, where it helps; along curves first) -> branch -> refutation (clause
-    by clause, every neuron bounded again in each branch, with a mixed-integer program that looks for
-    witnesses) -> branch.
+    descend briefly -> crown (with polytope; maxima that channels share are taken once) -> descend ->
+    input-split where inputs are few -> alpha -> tighten -> branch -> envelope (linf, where it helps; along
+    curves first) -> branch -> refutation (clause by clause, every neuron bounded again in each branch, with
+    a mixed-integer program that looks for witnesses) -> branch.
     """
     if _descended(case, randomness, steps=BRIEF, starts=1):
         return "descent"
     with torch.no_grad():
-        relaxation = relax(
-            case.graph, case.x, case.threat, parallel_slope, adaptive_slope, deadline=case.share(BOUNDING)
-        )
+        question = with_shared_maxima(case.graph, case.x, case.threat)
+        if question is not None:
+            case.lift = question.lift
+        graph, x, threat = question.parts if question else (case.graph, case.x, case.threat)
+        relaxation = relax(graph, x, threat, parallel_slope, adaptive_slope, deadline=case.share(BOUNDING))
         _bound_clauses(case, relaxation)
         if case.done or case.late:
             return "crown"
         if _descended(case, randomness, steps=LONG, starts=STARTS):
             return "descent"
-        if has_maxima(case.graph) and not case.late:
+        if has_maxima(graph) and not case.late:
             # Slopes climb over the maxima themselves first: chains of ReLUs have looser lines.
             case.lower = torch.maximum(case.lower, _climbed(case, relaxation))
             if case.done or case.late:
@@ -92,7 +95,7 @@ def settle_case(case: Case, randomness: Randomness) -> str:
             relaxation = relaxed_without_maxima(
                 relaxation, parallel_slope, adaptive_slope, deadline=case.deadline
             )
-            case.graph = relaxation.graph
+            case.graph = relaxation.graph if question is None else case.graph
             _bound_clauses(case, relaxation)
         if case.done or case.late:
             return "crown"

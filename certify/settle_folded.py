@@ -45,7 +45,9 @@ def settle_folded(case: Case, folded: Folded, targets: Targets) -> str:
     alpha -> tighten -> branch -> along curves, where first neurons read one input each, envelope (linf, where
     it helps) -> branch -> refutation -> branch.
     """
-    folded, targets, case.lift = separated(folded, targets)
+    folded, targets, back = separated(folded, targets)
+    forth = case.lift
+    case.lift = lambda points: forth(back(points))
     groups = case.open
     roots = Branches.roots(folded, targets)
     dual = Dual(folded, targets)
