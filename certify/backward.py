@@ -22,9 +22,6 @@ from models.threat import ThreatModel
 MEMORY = 16 * 2**20
 COPIES = 6
 
-# The largest table of an operation's rows that all samples share; making it takes ten times as much.
-TABLE = 64 * 2**20
-
 Pick = Callable[[Tensor], tuple[int, Tensor, Tensor | float]]
 Slope = Callable[[Relaxed, Interval], Tensor | None]
 
@@ -205,7 +202,7 @@ def _bound_entries(
     upper = -lower
     if known is not None:
         lower, upper = entries(known.lower, 1), entries(known.upper, 1)
-    pick = _entry_rows(relaxation, node, int(mask.sum()))
+    pick = _entry_rows(relaxation, node)
     pieces = []
     for samples, piece in _sample_chunks(relaxation, mask):
         part = relaxation.select(samples)
@@ -240,31 +237,23 @@ def _through_windows(
     )
 
 
-def _entry_rows(relaxation: Relaxation, node: int, wanted: int) -> Pick:
+def _entry_rows(relaxation: Relaxation, node: int) -> Pick:
     """Rows for single entries (n, k) of a node: the node they are over, the rows, and their constant.
 
-    Where many are wanted they start behind the node's own affine operation, whose rows are the same
-    for all samples and are computed once.
+    They start behind the node's own affine operation where that tells its rows.
     """
-    shape, operation = relaxation.graph.shapes(relaxation.x)[node], relaxation.graph.nodes[node].operation
-    inputs, size, dtype = relaxation.graph.nodes[node].inputs, shape.numel(), relaxation.x.dtype
+    shapes, operation = relaxation.graph.shapes(relaxation.x), relaxation.graph.nodes[node].operation
+    inputs, shape, dtype = relaxation.graph.nodes[node].inputs, shapes[node], relaxation.x.dtype
 
-    def one_hot(places: Tensor) -> tuple[int, Tensor, Tensor | float]:
-        rows = torch.zeros(*places.shape, size, dtype=dtype, device=places.device)
+    def pick(places: Tensor) -> tuple[int, Tensor, Tensor | float]:
+        if isinstance(operation, Affine):
+            found = operation.single(places, shape, shapes[inputs[0]])
+            if found is not None:
+                return inputs[0], found.rows, found.constant
+        rows = torch.zeros(*places.shape, shape.numel(), dtype=dtype, device=places.device)
         return node, rows.scatter_(2, places.unsqueeze(2), 1.0).unflatten(2, shape), 0.0
 
-    if not isinstance(operation, Affine) or len(inputs) != 1 or wanted < size:
-        return one_hot
-    source = relaxation.graph.shapes(relaxation.x)[inputs[0]]
-    if 8 * size * source.numel() > TABLE:
-        return one_hot
-    everything = torch.eye(size, dtype=dtype, device=relaxation.x.device).reshape(1, size, *shape)
-    table, constant = operation.transpose(everything, source)[0][0], operation.constant(everything)
-    return lambda places: (
-        inputs[0],
-        table[places],
-        constant[0][places] if isinstance(constant, Tensor) else constant,
-    )
+    return pick
 
 
 def _rows_at_once(graph: Graph, x: Tensor, samples: int) -> int:

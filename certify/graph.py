@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 import certify.rules.activation
 import certify.rules.arithmetic
 import certify.rules.convex
+import certify.rules.convolution
 import certify.rules.curve
 import certify.rules.extremes
 import certify.rules.gated

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from certify.backward import Relaxation
 from certify.graph import Graph, Node
 from certify.lowering import Pick
 from certify.rivals import Rivals, members
@@ -17,6 +16,8 @@ from certify.rules.activation import Activation
 from certify.rules.arithmetic import Concatenate, ScaleShift, Sum
 from certify.rules.operation import Affine, Operation
 from certify.rules.selection import Largest, LargestOver
+from certify.view import views
+from certify.windows import Windows
 from models.region import Region
 from models.threat import ThreatModel
 
@@ -32,8 +33,8 @@ MOST = 0.5
 # The slopes of a group's entries may differ by such a part, which is rounding.
 SAME = 1e-12
 
-# Rows of entries over the input that are looked at together, and at first.
-ROWS, FIRST = 256, 64
+# Groups that are looked at first.
+FIRST = 64
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def with_shared_maxima(graph: Graph, x: Tensor, threat: ThreatModel) -> Question
     and phases of these maxima are the same for all channels, and the thresholds read one entry each. The
     weights beside an entry's largest one are left out where they hardly move it; the most that they may
     change is a new input of each group, behind the old ones. So a proof there is one here. None where few
-    groups are of this kind; linf only.
+    groups are of this kind, or none shares its maximum with another; linf only.
     """
     if threat.norm != "linf":
         return None
@@ -104,8 +105,10 @@ def with_shared_maxima(graph: Graph, x: Tensor, threat: ThreatModel) -> Question
             if source is None:
                 return None
             some = members(node.operation, graph.shapes(x)[source])
-            shared = _shared(Relaxation(graph, x, threat, {}, {}), source, some)
-            return None if shared is None else _asked(graph, x, threat, place, source, between, some, shared)
+            shared = _shared(graph, x, threat, source, some)
+            if shared is None or shared.keys.shape[1] == len(shared.groups):
+                return None
+            return _asked(graph, x, threat, place, source, between, some, shared)
     return None
 
 
@@ -124,30 +127,31 @@ def _before(graph: Graph, place: int) -> tuple[int | None, list[Operation]]:
     return place, between
 
 
-def _singles(relaxation: Relaxation, source: int, entries: Tensor) -> _Singles:
-    """The entries (k,) of an affine node over the threat set."""
-    x, shape = relaxation.x, relaxation.graph.shapes(relaxation.x)[source]
-    middle, radius = _box(relaxation)
-    parts = list[tuple[Tensor, ...]]()
-    for some in entries.split(ROWS):
-        rows = x.new_zeros(len(some), shape.numel()).scatter_(1, some[:, None], 1.0)
-        planes, constant = relaxation.planes(source, rows.reshape(1, -1, *shape))
-        planes = planes[0].flatten(1)
-        # Inputs that cannot move count a little, so that a group may read one of them as it reads others.
-        place = (planes.abs() * radius.clamp(min=SMALL * float(radius.amax()))).argmax(1)
-        slope = planes.gather(1, place[:, None])[:, 0]
-        moves = slope.abs() * radius[place]
-        parts.append((place, slope, constant[0] + planes @ middle, moves, planes.abs() @ radius - moves))
-    return _Singles(*(torch.cat(part) for part in zip(*parts, strict=True)))
+def _singles(windows: Windows, source: int, entries: Tensor) -> _Singles:
+    """The entries (k,) of an affine node, flat places in a sample."""
+    shape = windows.graph.shapes(windows.x)[source]
+    where = torch.stack(torch.unravel_index(entries, shape), 1)
+    rows, places, constant = windows.rows(torch.cat([torch.zeros_like(where[:, :1]), where], 1))
+    middle, radius = _box(windows)
+    # Inputs that cannot move count a little, so that a group may read one of them as it reads others.
+    own = (rows.abs() * radius.clamp(min=SMALL * float(radius.amax()))[places]).argmax(1, keepdim=True)
+    place, slope = places.gather(1, own)[:, 0], rows.gather(1, own)[:, 0]
+    moves = slope.abs() * radius[place]
+    crumbs = (rows.abs() * radius[places]).sum(1) - moves
+    return _Singles(place, slope, constant + (rows * middle[places]).sum(1), moves, crumbs)
 
 
-def _box(relaxation: Relaxation) -> tuple[Tensor, Tensor]:
-    lower, upper = (end.flatten() for end in relaxation.threat.bounds(relaxation.x))
+def _box(windows: Windows) -> tuple[Tensor, Tensor]:
+    lower, upper = (end.flatten() for end in windows.threat.bounds(windows.x))
     return (upper + lower) / 2, (upper - lower) / 2
 
 
-def _shared(relaxation: Relaxation, source: int, some: Rivals) -> _Shared | None:
+def _shared(graph: Graph, x: Tensor, threat: ThreatModel, source: int, some: Rivals) -> _Shared | None:
     """The groups whose entries read one input each in the same way; None where these are few."""
+    seen = views(graph, x, source)
+    if seen is None:
+        return None
+    windows, size = Windows(graph, x, threat, {}, {}, seen, symmetric=True), x[0].numel()
     width, groups = some.places.shape
     step = max(1, groups // FIRST)
     for chosen in (torch.arange(0, groups, step), torch.arange(groups)):
@@ -155,9 +159,9 @@ def _shared(relaxation: Relaxation, source: int, some: Rivals) -> _Shared | None
         entries, inverse = torch.where(own, some.places[:, chosen], some.places[:1, chosen]).unique(
             return_inverse=True
         )
-        found = _with_padding(_singles(relaxation, source, entries).at(inverse), relaxation.x[0].numel())
-        constant = found.middle - found.slope * pad(_box(relaxation)[0], (0, 1))[found.place]
-        shared = _grouped(found, constant, relaxation.x[0].numel() + 1)
+        found = _with_padding(_singles(windows, source, entries).at(inverse), size)
+        constant = found.middle - found.slope * pad(_box(windows)[0], (0, 1))[found.place]
+        shared = _grouped(found, constant, size + 1)
         if len(shared.groups) < MOST * len(chosen) or not bool(shared.slope.any()):
             return None
     return shared

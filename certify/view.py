@@ -11,7 +11,7 @@ from torch import Tensor
 from certify.graph import Graph
 from certify.rules.activation import Activation
 from certify.rules.arithmetic import ScaleShift, Sum
-from certify.rules.linear import Conv2d
+from certify.rules.convolution import Conv2d
 from certify.rules.operation import Operation
 from certify.rules.pooling import AveragePool, MaxPool
 

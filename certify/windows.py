@@ -14,7 +14,7 @@ from certify.bounds import Interval, range_over_ball, range_over_threat
 from certify.graph import Graph
 from certify.rules.activation import Activation
 from certify.rules.arithmetic import ScaleShift
-from certify.rules.linear import Conv2d
+from certify.rules.convolution import Conv2d
 from certify.rules.operation import Affine, Lines, Pulled, folded, pull_lines
 from certify.rules.pooling import AveragePool, MaxPool
 from certify.rules.selection import Choice, pull_choice
@@ -66,6 +66,17 @@ class Windows:
             torch.cat([*(piece.lower for piece in pieces), -unbounded[done:]]),
             torch.cat([*(piece.upper for piece in pieces), unbounded[done:]]),
         )
+
+    def rows(self, entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Entries (m, 4) of an affine node as rows (m, w) over places (m, w) of an input, and constants (m,).
+
+        Places outside the plane are its nearest ones, and their rows zero.
+        """
+        plane, constant, _ = self._to_input(entries)
+        shape, places = self.graph.shapes(self.x)[0], self._places(entries)
+        channel = torch.arange(shape[0], device=places.device)[:, None] * (shape[1] * shape[2])
+        constants = torch.as_tensor(constant).to(plane).expand(len(entries), 1)
+        return plane[:, 0].flatten(1), (channel + places[:, None]).flatten(1), constants[:, 0]
 
     def _range(self, entries: Tensor) -> Interval:
         plane, below, above = self._to_input(entries)
@@ -218,15 +229,19 @@ class Windows:
 
     def _whole(self, plane: Tensor, entries: Tensor) -> Tensor:
         """Rows over windows as rows over the whole input."""
+        shape, flat = self.graph.shapes(self.x)[0], self._places(entries)
+        rows = plane.new_zeros(*plane.shape[:2], shape[0], shape[1] * shape[2])
+        index = flat[:, None, None, :].expand(*plane.shape[:3], -1)
+        return rows.scatter_add(3, index, plane.flatten(3)).unflatten(3, shape[1:])
+
+    def _places(self, entries: Tensor) -> Tensor:
+        """The flat places (m, h w) in the input's planes that entries see, moved into them."""
         shape = self.graph.shapes(self.x)[0]
         places = [
             self.seen[0].indices(axis, entries[:, 2 + axis]).clamp(0, shape[1 + axis] - 1)
             for axis in range(2)
         ]
-        flat = (places[0][:, :, None] * shape[2] + places[1][:, None, :]).flatten(1)
-        rows = plane.new_zeros(*plane.shape[:2], shape[0], shape[1] * shape[2])
-        index = flat[:, None, None, :].expand(*plane.shape[:3], -1)
-        return rows.scatter_add(3, index, plane.flatten(3)).unflatten(3, shape[1:])
+        return (places[0][:, :, None] * shape[2] + places[1][:, None, :]).flatten(1)
 
 
 def _transposed(operation: Affine, rows: Tensor) -> tuple[Tensor, ...]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from certify.graph import trace
-from certify.rules.linear import Conv2d, Linear
+from certify.rules.convolution import Conv2d
+from certify.rules.linear import Linear
 from defenses.base import Defense, random_layer, register_defense
 from models.architecture import Architecture
 from models.base import Batch

@@ -45,6 +45,14 @@ class Operation(ABC):
         return None
 
 
+@dataclass(frozen=True)
+class Single:
+    """Single entries: rows (n, k, *input) . in + constant, which is (n, k) or 0."""
+
+    rows: Tensor
+    constant: Tensor | float
+
+
 class Affine(Operation):
     """out = sum_i M_i in_i + c."""
 
@@ -55,6 +63,13 @@ class Affine(Operation):
     @abstractmethod
     def constant(self, rows: Tensor) -> Tensor | float:
         """rows . c: (n, k), or 0 where there is no constant."""
+
+    def single(self, places: Tensor, shape: torch.Size, source: torch.Size) -> Single | None:
+        """The output entries at flat places (n, k) as functions of the one input; None where no way is short.
+
+        shape and source are the output's and the input's shapes in a sample.
+        """
+        return None
 
 
 @dataclass(frozen=True)

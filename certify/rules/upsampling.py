@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certify.bounds import Interval
-from certify.rules.linear import Conv2d
+from certify.rules.convolution import Conv2d
 from certify.rules.operation import Affine, folded
 from certify.rules.shape import as_planes
 from certify.rules.table import Call, Step, pair, rule

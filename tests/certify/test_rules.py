@@ -62,6 +62,10 @@ AFFINE = {
     "average over one": (lambda: nn.AdaptiveAvgPool1d(1), (3, 9)),
     "average pool by a function": (lambda: Forward(lambda x: F.avg_pool1d(x, 2, 1)), (3, 5)),
     "batch norm over one": (lambda: nn.BatchNorm1d(3, eps=0.7).eval(), (3, 4)),
+    "linear": (lambda: nn.Linear(5, 4), (5,)),
+    "linear over planes": (lambda: nn.Linear(6, 4, bias=False), PLANES),
+    "convolution": (lambda: nn.Conv2d(2, 3, (2, 3), stride=(2, 1), padding=(1, 2)), PLANES),
+    "dilated in groups": (lambda: nn.Conv2d(2, 4, 2, 1, 2, dilation=(2, 3), groups=2, bias=False), PLANES),
     "transposed": (lambda: nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1, output_padding=1), PLANES),
     "transposed in groups": (lambda: nn.ConvTranspose2d(2, 4, (2, 3), stride=(3, 1), groups=2), PLANES),
 }  # fmt: skip
@@ -87,6 +91,11 @@ def test_an_affine_rule_is_its_own_matrix(case: str) -> None:
         assert torch.allclose(rebuilt, values[i].flatten(1), atol=1e-12)
         exact = matrix[0].flatten(1)
         _check_norms(operation, exact, shapes[node.inputs[0]])
+        places = torch.randint(0, size, (2, 30))
+        if (single := operation.single(places, shapes[i], shapes[node.inputs[0]])) is not None:
+            assert torch.equal(single.rows.flatten(2), exact[places])
+            told = torch.as_tensor(operation.constant(rows)).to(x).expand(2, size).gather(1, places)
+            assert torch.equal(torch.as_tensor(single.constant).to(x).expand(2, 30), told)
         found = operation.interval(found)
     assert torch.allclose(found.lower.minimum(found.upper), found.lower)
     corner = network(x + 0.3 * torch.rand(x.shape, dtype=torch.float64))

@@ -31,7 +31,7 @@ class Thresholds(nn.Module):
         torch.manual_seed(seed)
         self.first = nn.Conv2d(1, 6, 3, padding=padding)
         weight = crumbs * torch.rand(6, 9) / 8
-        taps = torch.randint(0, 9, (6,))
+        taps = torch.randint(0, 9, (6,))[[0, 0, 2, 3, 2, 5]]
         weight[torch.arange(6), taps] = torch.tensor([1.0, 1.5, -1.0, 1.0, -0.7, 1e-4])
         weight[:mixed] = torch.randn(mixed, 9) / 3
         self.first.weight.data = weight.reshape(6, 1, 3, 3)

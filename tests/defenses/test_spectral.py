@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from attacks.deepfool import DeepFool
 from certify.graph import Node, trace
 from certify.lipschitz import Lipschitz
-from certify.rules.linear import Conv2d, Linear
+from certify.rules.convolution import Conv2d
+from certify.rules.linear import Linear
 from defenses.spectral import Spectral, bound_norms, operator_norm
 from defenses.training import train
 from defenses.zoo import ModelName
