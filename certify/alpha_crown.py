@@ -36,7 +36,8 @@ class AlphaCrown(Certifier):
 
     max over alpha in [0, 1] of the bound, by `steps` steps of Adam of size `rate`.
     The slopes of the final pass are optimised, one set per sample and class; intermediate
-    bounds are crown's and polytope's, intersected. With `intermediate` the bounds of every activation's
+    bounds are crown's and polytope's, intersected. Maxima are bounded from below by mixtures of their entries,
+    whose weights climb too. With `intermediate` the bounds of every activation's
     input climb first in the same way, on samples that would stay open: tighter, and as many times slower as
     there are activations. The best value met is kept, so that the result is never below either.
     Source: Xu et al. 2021, 2011.13824, section 3.1.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from certify.backward import Relaxation
+from certify.rules.operation import Relaxed
 
 FIRST_MOMENT, SECOND_MOMENT = 0.9, 0.999
 
@@ -56,14 +57,14 @@ def climbed(
     rate: float,
     done: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """The best lower bounds (n, k) on rows . value(node) met while the lower slopes climb.
+    """The best lower bounds (n, k) on rows . value(node) met while the lower slopes, and mixtures, climb.
 
     rows (n, k, *shape of node), each with slopes of its own. Samples leave where done(samples, bounds) says
     so of their indices (s,) and bounds (s, k): (s,).
     """
     with torch.no_grad():
         best = torch.maximum(relaxation.lower(node, rows), relaxation.with_alpha({}).lower(node, rows))
-    climb = Climb.start(dict(relaxation.alpha), rows.shape[1])
+    climb = Climb.start({**relaxation.alpha, **_mixtures(relaxation, node)}, rows.shape[1])
     open_ = torch.arange(len(rows), device=rows.device)
     for turn in range(steps + 1):
         leaving = done(open_, best[open_])
@@ -82,3 +83,12 @@ def climbed(
             gradients = {i: g for i, g in zip(leaves, found, strict=True) if g is not None}
             climb.step(gradients, rate * (1 - turn / steps))
     return best
+
+
+def _mixtures(relaxation: Relaxation, node: int) -> dict[int, Tensor]:
+    """The first weights of the operations before `node` that mix entries."""
+    found = {}
+    for i, before in enumerate(relaxation.graph.nodes[:node]):
+        if isinstance(before.operation, Relaxed) and before.operation.mixed:
+            found[i] = before.operation.adaptive(relaxation.bounds[before.inputs[0]])
+    return found

@@ -103,11 +103,13 @@ class Relaxed(Operation):
     """Not affine: bounded from both sides, given bounds on its one input.
 
     `antisymmetric` says that without alpha, rows and -rows pull to rows of opposite sign;
-    `free_slope` that alpha makes a difference.
+    `free_slope` that alpha makes a difference; `mixed` that it does to those who climb, and is otherwise
+    left out.
     """
 
     antisymmetric: ClassVar[bool] = False
     free_slope: ClassVar[bool] = False
+    mixed: ClassVar[bool] = False
 
     @abstractmethod
     def pull(self, rows: Tensor, bounds: Interval, alpha: Tensor | None, both: bool = False) -> Pulled:

@@ -13,6 +13,9 @@ from certify.bounds import Interval, dot, entries
 from certify.rules.operation import Pulled, Relaxed
 from models.errors import NotApplicable
 
+# Weights of a group that sum to less are taken for none.
+NONE = 1e-6
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -33,8 +36,11 @@ class Largest(Relaxed):
 
     From below it is the entry with the largest lower bound. From above max z <= max(z_t, g), where t has the
     largest upper bound and g is the largest upper bound elsewhere: on [l_t, u_t] the chord of that, which is
-    z_t itself where nothing else can reach l_t.
+    z_t itself where nothing else can reach l_t. With alpha (n, m, *output) or (n, k, m, *output) it is from
+    below the mixture of each group's m entries by these weights.
     """
+
+    mixed = True
 
     @abstractmethod
     def groups(self, values: Tensor, fill: float) -> Tensor:
@@ -76,8 +82,21 @@ class Largest(Relaxed):
         found = (places.gather(1, winner), places.gather(1, top), slope, intercept)
         return Choice(*(part.squeeze(1) for part in found))
 
+    def adaptive(self, bounds: Interval) -> Tensor:
+        """All weight on the entry with the largest lower bound: (n, m, *output)."""
+        lower = self.groups(bounds.lower, -torch.inf)
+        return torch.zeros_like(lower).scatter_(1, lower.argmax(1, keepdim=True), 1.0)
+
     def pull(self, rows: Tensor, bounds: Interval, alpha: Tensor | None, both: bool = False) -> Pulled:
-        return pull_choice(rows, self.chosen(bounds), bounds.lower.shape[1:])
+        choice, shape = self.chosen(bounds), bounds.lower.shape[1:]
+        if alpha is None:
+            return pull_choice(rows, choice, shape)
+        places = self.members(shape).to(rows.device)
+        alpha = (alpha if alpha.dim() > rows.dim() else alpha.unsqueeze(1)) * (places >= 0)
+        total = alpha.sum(2, keepdim=True)
+        none = total <= NONE
+        weight = torch.where(none, self.adaptive(bounds).unsqueeze(1), alpha / total.masked_fill(none, 1.0))
+        return pull_mixture(rows, choice, places.clamp(min=0), weight, shape)
 
 
 @dataclass(frozen=True)
@@ -116,4 +135,15 @@ def pull_choice(rows: Tensor, choice: Choice, shape: torch.Size) -> Pulled:
     place = entries(torch.where(below, choice.top.unsqueeze(1), choice.winner.unsqueeze(1)), 2)
     through = entries(torch.where(below, rows * choice.slope.unsqueeze(1), rows), 2)
     back = rows.new_zeros(*rows.shape[:2], shape.numel()).scatter_add(2, place, through)
+    return Pulled(back.reshape(*rows.shape[:2], *shape), dot(above, choice.intercept))
+
+
+def pull_mixture(rows: Tensor, choice: Choice, places: Tensor, weight: Tensor, shape: torch.Size) -> Pulled:
+    """`pull_choice` with mixtures below: weight (n, k or 1, m, *output) of entries at places (m, *output)."""
+    above = rows.clamp(max=0)
+    back = rows.new_zeros(*rows.shape[:2], shape.numel())
+    top = entries((above * choice.slope.unsqueeze(1)), 2)
+    back.scatter_add_(2, entries(choice.top.unsqueeze(1), 2).expand_as(top), top)
+    below = (rows - above).unsqueeze(2) * weight
+    back = back.index_add(2, places.flatten(), entries(below, 2))
     return Pulled(back.reshape(*rows.shape[:2], *shape), dot(above, choice.intercept))

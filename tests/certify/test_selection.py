@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.bounds import Interval, dot, entries
 from certify.crown import Crown
 from certify.exact import settle
@@ -17,11 +18,12 @@ from certify.rules.extremes import Stack
 from certify.rules.operation import Relaxed
 from certify.rules.pooling import MaxPool
 from certify.rules.selection import Largest, LargestOver
+from certify.slopes import climbed
 from defenses.zoo import ModelName, load
 from models.data import load_data
 from models.errors import UserError
 from models.randomness import Randomness
-from models.threat import ThreatModel
+from models.threat import Box, ThreatModel
 from tests.certify.test_rules import Forward
 
 LARGEST: dict[str, tuple[Largest, tuple[int, ...]]] = {
@@ -57,9 +59,11 @@ def points_in(bounds: Interval, count: int, seed: int) -> Tensor:
     return (bounds.lower + share * (bounds.upper - bounds.lower)).minimum(bounds.upper)
 
 
-def worst_gaps(operation: Relaxed, bounds: Interval, points: Tensor, rows: Tensor) -> Tensor:
+def worst_gaps(
+    operation: Relaxed, bounds: Interval, points: Tensor, rows: Tensor, alpha: Tensor | None = None
+) -> Tensor:
     """The least of rows . out - (pulled rows . in + constant) over points (p, n, ...): (n, k)."""
-    pulled = operation.pull(rows, bounds, None)
+    pulled = operation.pull(rows, bounds, alpha)
     values = torch.stack([operation.forward(point) for point in points])
     ours = torch.einsum("nkd,pnd->pnk", entries(pulled.rows, 2), entries(points, 2)) + pulled.constant
     return (torch.einsum("nkd,pnd->pnk", entries(rows, 2), entries(values, 2)) - ours).amin(0)
@@ -78,6 +82,42 @@ def test_every_point_lies_in_the_interval_and_above_the_pulled_rows(name: str) -
     rows[:, 0], rows[:, 1] = rows[:, 0].abs(), -rows[:, 1].abs()
     size = torch.maximum(bounds.lower.abs(), bounds.upper.abs()).flatten(1).amax(1, keepdim=True)
     assert (worst_gaps(operation, bounds, points, rows) >= -1e-12 * (1 + size)).all()
+    for alpha in mixtures(operation, bounds, 5):
+        assert (worst_gaps(operation, bounds, points, rows, alpha) >= -1e-12 * (1 + size)).all()
+
+
+def mixtures(operation: Largest, bounds: Interval, rows: int) -> list[Tensor]:
+    """Weights for all rows and for each, some of them zero, and none at all."""
+    first = operation.adaptive(bounds)
+    generator = torch.Generator().manual_seed(9)
+    each = torch.rand(len(first), rows, *first.shape[1:], generator=generator, dtype=torch.float64)
+    return [each[:, 0], (2 * each - 1).clamp(min=0), 0 * each, 0 * first]
+
+
+@pytest.mark.parametrize("name", LARGEST)
+def test_the_first_mixture_is_the_entry_with_the_largest_lower_bound(name: str) -> None:
+    operation, shape = LARGEST[name]
+    bounds = some_bounds(shape, 30, 10)
+    rows = torch.randn(30, 4, *operation.forward(bounds.lower).shape[1:]).double()
+    alpha = operation.adaptive(bounds)
+    plain, mixed, none = (operation.pull(rows, bounds, part) for part in (None, alpha, 0 * alpha))
+    for other in (mixed, none):
+        assert torch.allclose(plain.rows, other.rows, atol=1e-12)
+        assert torch.allclose(plain.constant, other.constant, atol=1e-12)
+
+
+def test_a_climb_finds_the_mixture_that_is_the_optimum() -> None:
+    """max(x, y) - (0.3 x + 0.7 y) is never below 0, which no single entry shows."""
+    network = Forward(
+        lambda x: torch.cat([x.amax(1, keepdim=True), x @ torch.tensor([[0.3], [0.7]]).double()], 1)
+    )
+    graph, x = trace(network), torch.zeros(1, 2, dtype=torch.float64)
+    relaxation = relax(graph, x, ThreatModel("linf", 1.0, Box(-1.0, 1.0)), parallel_slope, adaptive_slope)
+    rows = torch.tensor([[[1.0, -1.0]]], dtype=torch.float64)
+    last = len(graph.nodes) - 1
+    assert float(relaxation.lower(last, rows)) == pytest.approx(-1.4)
+    found = climbed(relaxation, last, rows, 60, 0.25, lambda samples, best: best[:, 0] > 0)
+    assert -0.02 <= float(found) <= 1e-12
 
 
 @pytest.mark.parametrize("name", LARGEST)
