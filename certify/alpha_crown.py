@@ -35,11 +35,11 @@ class AlphaCrown(Certifier):
     """CROWN with its lower slopes optimised, per sample and class.
 
     max over alpha in [0, 1] of the bound, by `steps` steps of Adam of size `rate`.
-    The slopes of the final pass are optimised, one set per sample and class; intermediate
-    bounds are crown's and polytope's, intersected. Maxima are bounded from below by mixtures of their entries,
-    whose weights climb too. With `intermediate` the bounds of every activation's
-    input climb first in the same way, on samples that would stay open: tighter, and as many times slower as
-    there are activations. The best value met is kept, so that the result is never below either.
+    The slopes of the final pass are optimised, one set per sample and class, and so are the weights of the
+    entries that bound a maximum from below; intermediate bounds are crown's and polytope's, intersected.
+    With `intermediate` the bounds of every activation's input climb first in the same way, on samples that
+    would stay open: tighter, and as many times slower as there are activations. The best value met is kept,
+    so that the result is never below either.
     Source: Xu et al. 2021, 2011.13824, section 3.1.
     """
 
