@@ -62,24 +62,37 @@ def relaxed_without_maxima(relaxation: Relaxation, *slopes: Slope, deadline: flo
     Lines over a chain of ReLUs are looser than those over the maximum itself, whose bounds are kept.
     `deadline` as in `relax`.
     """
-    graph, moved = _rewritten(relaxation.graph, relaxation.x, relaxation)
-    known = {moved[j]: bounds for j, bounds in relaxation.bounds.items()}
+    graph, moved, idle = _rewritten(relaxation.graph, relaxation.x, relaxation)
+    known = {moved[j]: _known(relaxation, j) for j in relaxation.bounds}
+    for j, through in idle.items():
+        unknown = relaxation.x.new_full((1, *through.shape), torch.inf).masked_fill(through, 0.0)
+        known[j] = Interval(-unknown, unknown)
     return relax(graph, relaxation.x, relaxation.threat, *slopes, known=known, deadline=deadline)
 
 
-def _rewritten(graph: Graph, x: Tensor, relaxation: Relaxation | None) -> tuple[Graph, dict[int, int]]:
-    """The graph without maxima, and where each node's value is found in it."""
-    shapes, nodes, moved = graph.shapes(x), [Node(None, ())], {0: 0}
+def _known(relaxation: Relaxation, node: int) -> Interval:
+    """What is known of a node, and holds of what stands for it: below zero that may be less than it."""
+    bounds = relaxation.bounds[node]
+    if not isinstance(relaxation.graph.nodes[node].operation, Largest):
+        return bounds
+    return Interval(bounds.lower.masked_fill(bounds.lower <= 0, -torch.inf), bounds.upper)
+
+
+def _rewritten(
+    graph: Graph, x: Tensor, relaxation: Relaxation | None
+) -> tuple[Graph, dict[int, int], dict[int, Tensor]]:
+    """The graph without maxima, where each node is found in it, and where new nodes are zero."""
+    shapes, nodes, moved, idle = graph.shapes(x), [Node(None, ())], {0: 0}, dict[int, Tensor]()
     for i, node in enumerate(graph.nodes[1:], start=1):
         inputs = tuple(moved[j] for j in node.inputs)
         if isinstance(node.operation, Largest):
             shape = shapes[node.inputs[0]]
             some = rivals(relaxation, i) if relaxation is not None else members(node.operation, shape)
-            moved[i] = _challenged(nodes, inputs[0], some, shapes[i])
+            moved[i] = _challenged(nodes, inputs[0], some, shapes[i], idle)
         else:
             nodes.append(Node(node.operation, inputs))
             moved[i] = len(nodes) - 1
-    return Graph(tuple(nodes), frozenset(moved[i] for i in graph.tail)), moved
+    return Graph(tuple(nodes), frozenset(moved[i] for i in graph.tail)), moved, idle
 
 
 def has_maxima(graph: Graph) -> bool:
@@ -87,8 +100,13 @@ def has_maxima(graph: Graph) -> bool:
     return any(isinstance(node.operation, Largest) for node in graph.nodes)
 
 
-def _challenged(nodes: list[Node], source: int, some: Rivals, out: torch.Size) -> int:
-    """Appends the turns of one maximum to `nodes`; returns the place of its result."""
+def _challenged(
+    nodes: list[Node], source: int, some: Rivals, out: torch.Size, idle: dict[int, Tensor]
+) -> int:
+    """Appends the turns of one maximum to `nodes`; returns the place of its result.
+
+    A group that is through meets its own value: a difference of zero, noted in `idle` (groups,).
+    """
 
     def append(operation: Affine | ReLU, *inputs: int) -> int:
         nodes.append(Node(operation, inputs))
@@ -98,9 +116,10 @@ def _challenged(nodes: list[Node], source: int, some: Rivals, out: torch.Size) -
     own = torch.arange(groups)
     value, flat = append(Pick(some.places[0]), source), append(FLAT, source)
     for turn in range(1, len(some.places)):
-        # A group that is through meets its own value: a difference of zero, whose ReLU is never undecided.
         next_ = torch.where(turn < some.count, groups + some.places[turn], own)
         challenger = append(Pick(next_), append(Concatenate(1), value, flat))
-        gain = append(ReLU(), append(Sum(-1.0), challenger, value))
+        difference = append(Sum(-1.0), challenger, value)
+        idle[difference] = turn >= some.count
+        gain = append(ReLU(), difference)
         value = append(Sum(1.0), value, gain)
     return append(Pick(own.reshape(out)), value)

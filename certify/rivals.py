@@ -9,6 +9,8 @@ from torch import Tensor
 
 from certify.backward import Relaxation
 from certify.bounds import Interval, entries
+from certify.graph import Graph
+from certify.rules.activation import ReLU
 from certify.rules.selection import Largest
 
 # Beyond this many pairs of one maximum only the entries' own bounds are compared, and so many at a time.
@@ -30,7 +32,10 @@ def members(largest: Largest, shape: torch.Size) -> Rivals:
 
 
 def rivals(relaxation: Relaxation, node: int) -> Rivals:
-    """The entries of the maximum `node` that no other entry always exceeds, largest first; for one sample."""
+    """The entries of the maximum `node` that no other entry always exceeds, largest first; for one sample.
+
+    Where ReLUs alone read it, entries that are never positive are exceeded by zero: one of a group is kept.
+    """
     largest, source = relaxation.graph.nodes[node].operation, relaxation.graph.nodes[node].inputs[0]
     assert isinstance(largest, Largest)
     bounds = Interval(*(end.flatten() for end in _ends(relaxation.bounds[source])))
@@ -39,8 +44,10 @@ def rivals(relaxation: Relaxation, node: int) -> Rivals:
     lower = torch.where(real, bounds.lower[places], -torch.inf)
     upper = torch.where(real, bounds.upper[places], -torch.inf)
     floor, winner = lower.max(0)
-    kept = (upper > floor) & real
-    kept[winner, torch.arange(len(winner))] = True
+    seen = floor.clamp(min=0) if _read_by_relus(relaxation.graph, node) else floor
+    kept = (upper > seen) & real
+    needed = (seen <= floor) | ~kept.any(0)
+    kept[winner[needed], needed.nonzero()[:, 0]] = True
     centre = bounds.centre[places]
     first, second = torch.triu_indices(len(places), len(places), 1)
     open_ = (kept[first] & kept[second]).nonzero()
@@ -54,6 +61,11 @@ def rivals(relaxation: Relaxation, node: int) -> Rivals:
     below = (gaps.upper <= 0) & ~(gaps.lower >= 0)
     kept[a[below], group[below]] = False
     return _kept(places, kept, centre)
+
+
+def _read_by_relus(graph: Graph, node: int) -> bool:
+    users = [user.operation for user in graph.nodes if node in user.inputs]
+    return bool(users) and all(isinstance(user, ReLU) and not user.leak for user in users)
 
 
 def _ends(bounds: Interval) -> tuple[Tensor, Tensor]:

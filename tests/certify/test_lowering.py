@@ -149,3 +149,36 @@ def test_bounds_over_the_maxima_are_kept_where_they_become_relus(seed):
             (fresh.bounds[j].upper - fresh.bounds[j].lower - bounds.upper + bounds.lower).sum().detach()
         )
     assert tighter > 0.1
+
+
+def test_entries_that_relus_never_see_are_left_out_and_bounds_are_those_of_what_is_left():
+    network = nn.Sequential(
+        nn.Unflatten(1, (3, 2)), nn.AdaptiveMaxPool1d(1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)
+    ).double()
+    low = torch.tensor([[-5.0, -0.1, -3.0, -2.0, -1.0, 0.2]], dtype=torch.float64)
+    high = torch.tensor([[3.0, 0.0, -1.0, -0.5, 4.0, 0.3]], dtype=torch.float64)
+    x = (low + high) / 2
+    graph, relaxation = relaxed(network, x, Region(low=low, high=high))
+    pool = next(i for i, node in enumerate(graph.nodes) if isinstance(node.operation, Largest))
+    assert rivals(relaxation, pool).count.tolist() == [1, 1, 2]
+    kept = relaxed_without_maxima(relaxation, parallel_slope, adaptive_slope)
+    with torch.no_grad():
+        points = low + (high - low) * torch.rand(500, 6, dtype=torch.float64)
+        values = kept.graph.values(points)
+        assert torch.allclose(values[-1], network(points), atol=1e-12)
+    for j, bounds in kept.bounds.items():
+        assert (values[j] >= bounds.lower - 1e-9).all()
+        assert (values[j] <= bounds.upper + 1e-9).all()
+
+
+def test_a_maximum_that_more_than_relus_read_keeps_what_is_below_zero():
+    class Network(nn.Module):
+        def forward(self, x):
+            most = x.amax(1, keepdim=True)
+            return torch.relu(most) + most
+
+    low, high = torch.tensor([[-5.0, -0.1]]).double(), torch.tensor([[3.0, 0.0]]).double()
+    graph, relaxation = relaxed(Network(), (low + high) / 2, Region(low=low, high=high))
+    assert rivals(relaxation, 1).count.tolist() == [2]
+    points = low + (high - low) * torch.rand(500, 2, dtype=torch.float64)
+    assert torch.allclose(without_maxima(graph, low, relaxation).values(points)[-1], Network()(points))
