@@ -66,6 +66,24 @@ def test_folded_and_tightened_are_the_network(family, norm):
     assert_equal(network, smaller, moved, points)
 
 
+@pytest.mark.parametrize("little", [-1.0, 1.1])
+@pytest.mark.parametrize("family", ["conv", "max-pool"])
+def test_large_layers_are_tried_first_and_left_where_little_is_won(family, little, monkeypatch):
+    threat = ThreatModel("linf", EPS["linf"])
+    network, x, folded, targets = relaxed(family, threat, intervals_only=True)
+    with torch.no_grad():
+        everywhere, _ = tightened(folded, targets, steps=3, rate=0.25, deadline=torch.inf)
+        for name, value in (("LARGE", 0), ("TRIED", 3), ("LITTLE", little)):
+            monkeypatch.setattr(f"certify.tighten.{name}", value)
+        tried, moved = tightened(folded, targets, steps=3, rate=0.25, deadline=torch.inf)
+    assert_equal(network, tried, moved, some_points(x, threat))
+    if little < 0:
+        assert torch.allclose(tried.lower, everywhere.lower)
+        assert torch.allclose(tried.upper, everywhere.upper)
+    else:
+        assert everywhere.neurons <= tried.neurons < folded.neurons
+
+
 @pytest.mark.parametrize("family", ["mlp", "residual", "leaky"])
 def test_neurons_that_tighter_bounds_decide_are_folded_away(family):
     threat = ThreatModel("linf", EPS["linf"])
