@@ -24,6 +24,10 @@ class Rivals:
     places: Tensor
     count: Tensor
 
+    def to(self, device: torch.device) -> Rivals:
+        """The same on another device."""
+        return Rivals(self.places.to(device), self.count.to(device))
+
 
 def members(largest: Largest, shape: torch.Size) -> Rivals:
     """Every entry of every group."""

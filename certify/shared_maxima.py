@@ -58,7 +58,7 @@ def with_shared_maxima(graph: Graph, x: Tensor, threat: ThreatModel) -> Question
             if seen is None:
                 return None
             entries = Entries(Windows(graph, x, threat, {}, {}, seen, symmetric=True), source)
-            some = members(node.operation, graph.shapes(x)[source])
+            some = members(node.operation, graph.shapes(x)[source]).to(x.device)
             shared = shared_groups(entries, some)
             if shared is None or shared.keys.shape[1] == len(shared.groups):
                 return None

@@ -103,7 +103,8 @@ def shared_groups(of: Entries, some: Rivals) -> Shared | None:
     """The groups whose entries read one input each in the same way; None where these are few."""
     groups, size = some.places.shape[1], of.windows.x[0].numel()
     step = max(1, groups // FIRST)
-    for chosen in (torch.arange(0, groups, step), torch.arange(groups)):
+    every = torch.arange(groups, device=of.windows.x.device)
+    for chosen in (every[::step], every):
         places, inverse = filled(some, chosen).unique(return_inverse=True)
         found = _with_padding(of.singles(places).at(inverse), size)
         constant = found.middle - found.slope * pad(of.box()[0], (0, 1))[found.place]
@@ -115,7 +116,7 @@ def shared_groups(of: Entries, some: Rivals) -> Shared | None:
 
 def filled(some: Rivals, groups: Tensor) -> Tensor:
     """The places (m, g) of some groups' entries, the first one repeated where a group has fewer."""
-    real = torch.arange(len(some.places))[:, None] < some.count[groups]
+    real = torch.arange(len(some.places), device=groups.device)[:, None] < some.count[groups]
     return torch.where(real, some.places[:, groups], some.places[:1, groups])
 
 
