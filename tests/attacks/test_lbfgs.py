@@ -109,7 +109,8 @@ def test_a_target_class_is_driven_at():
     assert float(aimed_at.distance[both].mean()) > float(free.distance[both].mean())
 
 
-@pytest.mark.parametrize("constant", [pytest.param(0.0, marks=pytest.mark.slow), 25.0])
+@pytest.mark.slow
+@pytest.mark.parametrize("constant", [0.0, 25.0])
 def test_scaling_inputs_scales_the_perturbation_and_a_constant_changes_nothing(constant):
     """A scale of 256 is exact; a constant rounds the logits, and a line search may end a step earlier."""
     small, large = mlp(), mlp()

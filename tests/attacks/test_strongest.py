@@ -58,7 +58,7 @@ class ZeroGradient(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("classes", [2, pytest.param(3, marks=pytest.mark.slow), 10])
 def test_on_linear_models_it_breaks_exactly_what_can_be_broken(norm, classes):
     model = random_linear(classes, 20, box=WIDE)
     batch = labelled(model, images(12, (20,)))
@@ -347,7 +347,7 @@ def test_the_report_names_a_rung_for_every_broken_sample():
     assert result.wins["gradient"] > 10
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("norm", ["linf", "l2", pytest.param("l1", marks=pytest.mark.slow)])
 def test_batch_size_and_order_change_nothing(norm):
     model = mlp(classes=6, inputs=48, hidden=64)
     batch, threat = labelled(model, images(64, (1, 6, 8))), ThreatModel(norm, 0.4 * EPS[norm])

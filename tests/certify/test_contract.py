@@ -28,6 +28,7 @@ EPS |= {
 }
 BALLS = [name for name in PROOFS if "linf" in CERTIFIERS[name].norms or "l2" in CERTIFIERS[name].norms]
 CASES = [(name, norm, family) for name in PROOFS for norm in CERTIFIERS[name].norms for family in FAMILIES]
+SLOW = (("lp-fast", "linf", "max-pool"), ("lp-fast", "linf", "selected"))
 
 
 def test_the_cases_cover_every_proof_norm_and_family():
@@ -42,7 +43,10 @@ def certifier(name):
     return CERTIFIERS[name](**({"cells": 100} if name == "parameter-split" else {}))
 
 
-@pytest.mark.parametrize(("name", "norm", "family"), CASES)
+@pytest.mark.parametrize(
+    ("name", "norm", "family"),
+    [pytest.param(*case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES],
+)
 def test_no_legal_point_has_a_smaller_margin(name, norm, family):
     judged, data, threat = model(family), batch(), threat_named(norm, EPS[norm])
     try:

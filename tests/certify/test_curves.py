@@ -201,7 +201,7 @@ def test_only_first_layers_of_this_kind_in_linf_are_taken() -> None:
 
 @pytest.mark.parametrize("loose", [False, True])
 @pytest.mark.parametrize("crumb", [0.0, 4e-4])
-@pytest.mark.parametrize("seed", [0, 1, 3, 4])
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (3, 4))])
 def test_what_is_settled_along_curves_is_what_brute_force_says(
     seed: int, crumb: float, loose: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,7 +81,7 @@ def a_grid(count=400):
     return torch.cartesian_prod(*axes)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("activation", FAMILIES)
 def test_what_a_grid_finds_is_what_is_proved(activation, seed, monkeypatch):
     """Clauses of one row and of two, moved to either side of their least excess."""
@@ -183,7 +183,7 @@ def test_tightened_ranges_hold_what_the_network_reaches_and_are_no_wider(activat
         assert (values[j] <= tighter.bounds[j].upper + 1e-9).all()
 
 
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("activation", FAMILIES)
 def test_refutation_keeps_every_input_at_which_the_clause_fails(activation, rows):
     """A clause that fails somewhere cannot be refuted: every range keeps the failing inputs' values."""

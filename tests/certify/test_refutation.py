@@ -100,7 +100,9 @@ def test_a_clause_that_fails_somewhere_is_never_refuted_and_a_clear_one_is():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("rows", "single"), [(1, False), (3, False), (1, True)])
+@pytest.mark.parametrize(
+    ("rows", "single"), [(1, False), pytest.param(3, False, marks=pytest.mark.slow), (1, True)]
+)
 def test_refutation_and_mixed_integer_programming_agree(rows, single, monkeypatch):
     if single:
         monkeypatch.setattr("certify.dual.SINGLE", 0)

@@ -72,7 +72,9 @@ def test_a_cards_recipe_is_that_of_the_project(name: str) -> None:
     assert card.defense == {"name": defense.name, **defense.parameters()}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "wide" in name else ()) for name in NAMES]
+)
 def test_a_cards_accuracy_is_reproduced(name: str) -> None:
     """On the whole 5,000 images exactly, up to ties; the card was measured on the same ones."""
     card, model = card_of(name), member(name)

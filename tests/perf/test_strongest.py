@@ -23,6 +23,8 @@ from models.randomness import Randomness
 from models.threat import ThreatModel
 from tests.liars import zoo as liars
 
+peers = pytest.importorskip("torchattacks")
+
 IMAGES = 100
 FEW_IMAGES = 40
 # Networks whose weights ship, at radii that leave some images to both; lenet-cifar's data does not ship.
@@ -103,7 +105,6 @@ def test_strongest_against_autoattack_on_liars(
 
 def autoattack(model: Classifier, threat: ThreatModel, steps: int | None) -> Any:
     """torchattacks' AutoAttack at its defaults (10 steps a stage), or with `steps` of them."""
-    peers = pytest.importorskip("torchattacks")
     common: dict[str, Any] = {"eps": threat.radius, "norm": threat.norm.capitalize(), "seed": 0}
     if steps is None:
         return peers.AutoAttack(model, n_classes=10, **common)
