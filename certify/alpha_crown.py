@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation, adaptive_slope, parallel_slope, relax
+from certify.backward import Relaxation, adaptive_slope, parallel_slope
 from certify.base import Certifier, register_certifier
 from certify.ibp import margin_rows
 from certify.prepare import prepare
+from certify.questions import relaxations
 from certify.range_tightening import tightened_ranges
 from certify.slopes import climbed
 from models.base import Batch, Classifier
@@ -53,18 +54,24 @@ class AlphaCrown(Certifier):
 
     def bound(self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness) -> Tensor:
         graph, x = prepare(model, batch.x)
+        lower = x.new_empty(len(x), graph.num_classes(x))
         with torch.no_grad():
-            relaxation = relax(graph, x, threat, parallel_slope, adaptive_slope)
-        classes = graph.num_classes(x)
-        groups = [slice(start, start + 8) for start in range(0, len(x), 8)]
+            found = list(relaxations(graph, x, threat, parallel_slope, adaptive_slope))
+        for samples, relaxation in found:
+            lower[samples] = self._climbed(relaxation, batch.y[samples], lower.shape[1])
+        return lower
+
+    def _climbed(self, relaxation: Relaxation, y: Tensor, classes: int) -> Tensor:
+        """Bounds (n, classes) on the margins after the climb of a few samples at a time."""
+        groups = [slice(start, start + 8) for start in range(0, len(y), 8)]
         with torch.enable_grad():
             lower = torch.cat(
                 [
-                    climbed_margins(relaxation.select(group), batch.y[group], classes, self.steps, self.rate)
+                    climbed_margins(relaxation.select(group), y[group], classes, self.steps, self.rate)
                     for group in groups
                 ]
             )
-        return self._climbed_throughout(relaxation, batch.y, lower) if self.intermediate else lower
+        return self._climbed_throughout(relaxation, y, lower) if self.intermediate else lower
 
     def _climbed_throughout(self, relaxation: Relaxation, y: Tensor, lower: Tensor) -> Tensor:
         """The same bounds (n, classes), on what they leave open over tighter ranges."""

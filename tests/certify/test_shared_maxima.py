@@ -9,12 +9,17 @@ import torch
 from torch import Tensor, nn
 
 import certify.settle as steps
+from certify.alpha_crown import AlphaCrown
 from certify.backward import adaptive_slope, parallel_slope, relax
+from certify.base import Certifier
+from certify.crown import Crown
 from certify.exact import settle
 from certify.graph import trace
 from certify.input_splitting import clause_bounds
 from certify.property import Property, robustness
 from certify.shared_maxima import Question, with_shared_maxima
+from models.base import Batch, Classifier
+from models.randomness import Randomness
 from models.region import Region
 from models.threat import ThreatModel
 
@@ -222,3 +227,26 @@ def test_crumbs_that_decide_are_not_swept_away() -> None:
     for label in range(2):
         prop = robustness(region.low[0], region.high[0], label, 2)
         assert settle(liar, prop, seconds=5).status != "certified"
+
+
+@pytest.mark.parametrize("certifier", [Crown(), AlphaCrown(steps=5)])
+def test_crown_takes_shared_maxima_once_whatever_the_batch(certifier: Certifier) -> None:
+    """Of three samples the second moves nowhere, so that nothing is shared there."""
+    network = Thresholds(2, crumbs=0.01, mixed=1).double()
+    x = torch.cat([around(seed, 0.2)[0] for seed in range(3)])
+    radius = torch.tensor([0.25, 0.0, 0.25]).double().reshape(-1, 1, 1, 1)
+    region = Region(low=(x - radius).clamp(0, 1), high=(x + radius).clamp(0, 1))
+    model = Classifier(network, num_classes=3)
+    batch = Batch.of(x, network(x).argmax(1))
+    whole = certifier.bound(model, batch, region, Randomness(0))
+    shared = 0
+    for i in range(3):
+        one = slice(i, i + 1)
+        single = certifier.bound(model, batch[one], region.select(one), Randomness(0))
+        assert torch.allclose(single, whole[one], atol=1e-12)
+        inside = network(points(region.select(one), 4000))
+        margins = inside[:, [int(batch.y[i])]] - inside
+        others = torch.arange(3) != batch.y[i]
+        assert bool((margins.amin(0)[others] >= whole[i][others] - 1e-9).all())
+        shared += asked(network, x[one], region.select(one)) is not None
+    assert shared == 2
