@@ -89,6 +89,17 @@ def lifted(question: Question, inputs: Tensor, share: float) -> Tensor:
     return torch.cat([inputs.flatten(1), more.expand(len(inputs), -1)], 1)
 
 
+@torch.no_grad()
+def held(network: nn.Module, question: Question, region: Region) -> float:
+    """Asserts that crumbs at their ends hold the outputs from both sides; returns how far these are apart."""
+    inside = points(region, 500)
+    truth = network(inside)
+    low, high = (question.graph.values(lifted(question, inside, share))[-1] for share in (-1.0, 1.0))
+    assert bool((low - 1e-12 <= truth).all())
+    assert bool((truth <= high + 1e-12).all())
+    return float((high - low).amax())
+
+
 @pytest.mark.parametrize("relu_first", [False, True])
 @pytest.mark.parametrize("padding", [0, 1])
 def test_without_crumbs_it_is_the_network_itself(relu_first: bool, padding: int) -> None:
@@ -116,13 +127,7 @@ def test_what_crumbs_may_do_holds_every_pooled_entry(crumbs: float, mixed: int, 
         if question is None:
             continue
         reached += 1
-        inside = points(region, 500)
-        with torch.no_grad():
-            truth = network(inside)
-            low, high = (question.graph.values(lifted(question, inside, share))[-1] for share in (-1.0, 1.0))
-        assert bool((low - 1e-12 <= truth).all())
-        assert bool((truth <= high + 1e-12).all())
-        assert float((high - low).amax()) <= 0.1
+        assert held(network, question, region) <= 0.1
     assert reached >= 4
 
 
@@ -134,12 +139,7 @@ def test_maxima_hold_where_many_pixels_cannot_move() -> None:
         region = Region(low=torch.where(still, x, region.low), high=torch.where(still, x, region.high))
         question = asked(network, x, region)
         assert question is not None
-        inside = points(region, 500)
-        with torch.no_grad():
-            truth = network(inside)
-            low, high = (question.graph.values(lifted(question, inside, share))[-1] for share in (-1.0, 1.0))
-        assert bool((low - 1e-12 <= truth).all())
-        assert bool((truth <= high + 1e-12).all())
+        held(network, question, region)
 
 
 def test_channels_share_maxima_and_so_bounds_are_tighter() -> None:
