@@ -95,7 +95,8 @@ def settle_case(case: Case, randomness: Randomness) -> str:
             relaxation = relaxed_without_maxima(
                 relaxation, parallel_slope, adaptive_slope, deadline=case.deadline
             )
-            case.graph = relaxation.graph if question is None else case.graph
+            if question is None:
+                case.graph = relaxation.graph
             _bound_clauses(case, relaxation)
         if case.done or case.late:
             return "crown"

@@ -142,7 +142,7 @@ def pull_mixture(rows: Tensor, choice: Choice, places: Tensor, weight: Tensor, s
     """`pull_choice` with mixtures below: weight (n, k or 1, m, *output) of entries at places (m, *output)."""
     above = rows.clamp(max=0)
     back = rows.new_zeros(*rows.shape[:2], shape.numel())
-    top = entries((above * choice.slope.unsqueeze(1)), 2)
+    top = entries(above * choice.slope.unsqueeze(1), 2)
     back.scatter_add_(2, entries(choice.top.unsqueeze(1), 2).expand_as(top), top)
     below = (rows - above).unsqueeze(2) * weight
     back = back.index_add(2, places.flatten(), entries(below, 2))
