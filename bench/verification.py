@@ -99,7 +99,7 @@ def load(onnx: Path, vnnlib: Path) -> Instance:
         exact = without_softmax(exact)
     if len(wanted.sums):
         exact = WithSums(exact, wanted.sums).eval()
-    trace(exact)
+    trace(exact, like=torch.zeros(1, *network.shape, dtype=torch.float64))
     properties = tuple(
         Property(one.lower.reshape(network.shape), one.upper.reshape(network.shape), one.clauses)
         for one in wanted.properties

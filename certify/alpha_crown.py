@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation, adaptive_slope, parallel_slope
+from certify.backward import adaptive_slope, parallel_slope
 from certify.base import Certifier, register_certifier
 from certify.ibp import margin_rows
 from certify.prepare import prepare
 from certify.questions import relaxations
 from certify.range_tightening import tightened_ranges
+from certify.relaxation import Relaxation
 from certify.slopes import climbed
 from models.base import Batch, Classifier
 from models.cost import Cost

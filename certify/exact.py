@@ -56,7 +56,7 @@ def settle(network: nn.Module, prop: Property, *, seconds: float, seed: int = 0)
 
 def _traced(double: nn.Module, model: Classifier, x: Tensor) -> tuple[Graph, Tensor]:
     check_finite(double, "the network")
-    graph = trace(double)
+    graph = trace(double, like=x)
     try:
         outputs = graph.num_classes(x)
     except RuntimeError as error:

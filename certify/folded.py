@@ -9,10 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation
 from certify.bounds import entries
 from certify.folding import Affines, Undecided, fold, undecided_neurons
 from certify.input_set import InputSet
+from certify.relaxation import Relaxation
 
 Activation = Callable[[slice, Tensor], Tensor]
 ROWS = 512

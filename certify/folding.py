@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from certify.backward import Relaxation
 from certify.bounds import Interval, entries
+from certify.relaxation import Relaxation
 from certify.rules.activation import ReLU
 from certify.rules.operation import Affine, Relaxed
 from certify.rules.selection import Largest

@@ -13,6 +13,8 @@ from torch.nn.utils import parametrize
 
 import certify.rules.activation
 import certify.rules.arithmetic
+import certify.rules.attention
+import certify.rules.concatenation
 import certify.rules.convex
 import certify.rules.convolution
 import certify.rules.curve
@@ -20,26 +22,30 @@ import certify.rules.extremes
 import certify.rules.gated
 import certify.rules.hinges
 import certify.rules.linear
+import certify.rules.moments
+import certify.rules.normalisation
+import certify.rules.periodic
+import certify.rules.pieces
 import certify.rules.placement
 import certify.rules.pooling
+import certify.rules.power
+import certify.rules.product
 import certify.rules.shape
 import certify.rules.sigmoidal
+import certify.rules.softmax
 import certify.rules.turning
-import certify.rules.upsampling  # noqa: F401
+import certify.rules.upsampling
+import certify.rules.vector_norm  # noqa: F401
+from certify.constants import constant_of
 from certify.endings import without_log_softmax
 from certify.gates import with_gates_named
 from certify.rules.extremes import finds_places
 from certify.rules.operation import Affine, Operation
-from certify.rules.table import RULES, BatchSize, Call, Constant, Places, Step, Value, WithPlaces
+from certify.rules.table import RULES, Call, Constant, Places, Several, Step, Value, WithPlaces
 from models.base import Classifier
 from models.errors import NotApplicable, UserError
 
-# Functions of the network's own tensors that may be evaluated again at each use.
-FOLDABLE = {
-    operator.getitem, operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, getattr,
-}  # fmt: skip
 IN_PLACE = {"iadd", "isub", "imul", "itruediv"}
-FOLDABLE_METHODS = {"view", "reshape", "unsqueeze", "sqrt", "to", "float", "t", "transpose", "permute"}
 
 
 @dataclass(frozen=True)
@@ -99,10 +105,11 @@ class _Tracer(fx.Tracer):
         return parametrize.is_parametrized(m) or type(m).__module__.startswith("torch.nn.")
 
 
-def trace(network: nn.Module, *, margins: bool = False) -> Graph:
+def trace(network: nn.Module, *, margins: bool = False, like: Tensor | None = None) -> Graph:
     """The operations of `network`, any nn.Module from inputs (n, ...) to logits (n, classes).
 
-    For who asks for `margins` alone, a log-softmax over the classes is left out at the end. The graph
+    For who asks for `margins` alone, a log-softmax over the classes is left out at the end. A network that
+    asks for sizes of its values is traced for inputs `like` (n, ...), in their shape and type. The graph
     refers to the network's tensors; nothing of the network changes. Raises UserError, naming the
     operation, where one is not understood or the program's flow depends on the data.
     """
@@ -115,7 +122,7 @@ def trace(network: nn.Module, *, margins: bool = False) -> Graph:
         if not torch.equal(random_state, torch.get_rng_state()):
             raise NotApplicable(f"'{type(network).__name__}' draws random numbers: no proof applies to it")
         shifted = margins and without_log_softmax(traced, root)
-        return replace(_Builder(root, set(vars(root)) - attributes).build(traced), shifted=shifted)
+        return replace(_Builder(root, set(vars(root)) - attributes, like).build(traced), shifted=shifted)
     finally:
         torch.set_rng_state(random_state)
         for name in set(vars(root)) - attributes:
@@ -141,9 +148,10 @@ def _is_layer(network: nn.Module) -> bool:
 class _Builder:
     """Turns fx nodes into operations."""
 
-    def __init__(self, root: nn.Module, added: set[str]) -> None:
+    def __init__(self, root: nn.Module, added: set[str], like: Tensor | None) -> None:
         self.root = root
         self.added = added
+        self.like = like
         self.nodes = [Node(None, ())]
         self.known: dict[fx.Node, Any] = {}
 
@@ -189,14 +197,14 @@ class _Builder:
     def _call(self, node: fx.Node) -> Any:
         args = tuple(self._argument(argument) for argument in node.args)
         kwargs = {name: self._argument(argument) for name, argument in node.kwargs.items()}
-        if _is_batch_size(node, args):
-            return BatchSize()
         if args and isinstance(args[0], WithPlaces) and node.target in (getattr, operator.getitem):
             return args[0].value if args[1] in ("values", 0) else Places()
-        if _is_shape(node, args):
-            return _Shape()
-        if self._folds(node, args, kwargs):
-            return _fold(node, args, kwargs)
+        known = constant_of(node, args, kwargs, self._sizes)
+        if known is not None:
+            return known
+        if args and isinstance(args[0], Several) and node.target is operator.getitem:
+            # Unpacking asks for every part, also for those that nobody uses.
+            return self._append(args[0].part(args[1])) if node.users else Places()
         module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
         call = Call(_name(node, module), module, args, kwargs)
         target = _layer(call) if module is not None else node.target
@@ -205,11 +213,19 @@ class _Builder:
         if _changes_its_input(node, module) and len(node.all_input_nodes[0].users) > 1:
             call.refuse("changes in place a value that is used elsewhere: make it out of place")
         steps = RULES[target](call)
-        self._append(steps if isinstance(steps, list) else [steps])
-        value = Value(len(self.nodes) - 1)
+        if isinstance(steps, Several):
+            return steps
+        value = self._append(steps if isinstance(steps, list) else [steps])
         return WithPlaces(value) if finds_places(target, call) else value
 
-    def _append(self, steps: list[Step]) -> None:
+    def _sizes(self, value: Value) -> torch.Size:
+        """A value's shape without the samples; raises NotApplicable where no input's is known."""
+        if self.like is None:
+            raise NotApplicable("asks for the size of a value: write the number")
+        with torch.no_grad():
+            return Graph(tuple(self.nodes), frozenset()).values(self.like[:1])[value.index].shape[1:]
+
+    def _append(self, steps: list[Step]) -> Value:
         results: list[int] = []
         for operations, inputs in steps:
             inputs = tuple(place if place >= 0 else results[place] for place in inputs)
@@ -217,46 +233,7 @@ class _Builder:
                 self.nodes.append(Node(operation, inputs))
                 inputs = (len(self.nodes) - 1,)
             results.append(len(self.nodes) - 1)
-
-    def _folds(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        allowed = node.target in (FOLDABLE if node.op == "call_function" else FOLDABLE_METHODS)
-        return (
-            allowed
-            and any(isinstance(argument, Constant) for argument in args)
-            and not any(isinstance(part, Value | BatchSize | _Shape) for part in [*args, *kwargs.values()])
-        )
-
-
-class _Shape:
-    """Stands for the shape of a value, of which only the number of samples may be asked."""
-
-
-def _is_shape(node: fx.Node, args: tuple[Any, ...]) -> bool:
-    if not args or not isinstance(args[0], Value):
-        return False
-    return (node.target is getattr and args[1] == "shape") or (node.target == "size" and len(args) == 1)
-
-
-def _is_batch_size(node: fx.Node, args: tuple[Any, ...]) -> bool:
-    if len(args) != 2 or args[1] != 0 or isinstance(args[1], bool):
-        return False
-    if node.target is operator.getitem:
-        return isinstance(args[0], _Shape)
-    return node.target == "size" and isinstance(args[0], Value)
-
-
-def _fold(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Constant:
-    def read(part: Any) -> Any:
-        return part.read() if isinstance(part, Constant) else part
-
-    def evaluate() -> Any:
-        values = [read(part) for part in args]
-        named = {name: read(part) for name, part in kwargs.items()}
-        if callable(node.target):
-            return node.target(*values, **named)
-        return getattr(values[0], str(node.target))(*values[1:], **named)
-
-    return Constant(evaluate)
+        return Value(len(self.nodes) - 1)
 
 
 def _name(node: fx.Node, module: nn.Module | None) -> str:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation, adaptive_slope, parallel_slope, relax
+from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.bounds import Interval, range_over_threat
 from certify.graph import Graph
 from certify.property import Clause, Property
+from certify.relaxation import Relaxation
 from models.region import Region
 
 BATCH = 256

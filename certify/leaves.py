@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from certify.ascent import climb
-from certify.backward import Relaxation
 from certify.branching import BranchAndBound
 from certify.dual import Branches, Dual
 from certify.folded import folded_network
 from certify.folding import Undecided, undecided_neurons
 from certify.ibp import margin_rows
+from certify.relaxation import Relaxation
 
 # A phase that costs nothing still has to be told from none; this times a neuron's bound is lost.
 LEAST = 1e-12

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation, Slope, relax
+from certify.backward import Slope, relax
 from certify.bounds import Interval, entries
 from certify.graph import Graph, Node
+from certify.relaxation import Relaxation
 from certify.rivals import Rivals, members, rivals
 from certify.rules.activation import ReLU
-from certify.rules.arithmetic import Concatenate, Sum
+from certify.rules.arithmetic import Sum
+from certify.rules.concatenation import Concatenate
 from certify.rules.operation import Affine
 from certify.rules.selection import Largest
 from certify.rules.shape import Reshape
@@ -26,6 +28,7 @@ class Pick(Affine):
     """out = in.flatten()[index]: the input's entries at places `index`, in its shape; repeats allowed."""
 
     index: Tensor
+    copies = True
 
     def forward(self, *values: Tensor) -> Tensor:
         return values[0].flatten(1)[:, self.index.to(values[0].device)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation, adaptive_slope, margins, parallel_slope, relax
+from certify.backward import adaptive_slope, margins, parallel_slope, relax
 from certify.base import Certifier, register_certifier
 from certify.convex_program import ConvexProgram
 from certify.folded import Folded, Targets, folded_network
@@ -17,6 +17,7 @@ from certify.graph import Graph
 from certify.ibp import interval_margins, margin_rows
 from certify.lowering import without_maxima
 from certify.prepare import prepare
+from certify.relaxation import Relaxation
 from certify.warm_program import Multipliers, WarmProgram
 from certify.witness import recheck
 from models.base import Batch, Classifier

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation
 from certify.base import Certifier, register_certifier
 from certify.folded import folded_network
 from certify.folding import undecided_neurons
@@ -15,6 +14,7 @@ from certify.halving import in_halves
 from certify.ibp import margin_rows
 from certify.lp import over_nodes, triangles, undecided_count
 from certify.prepare import prepare
+from certify.relaxation import Relaxation
 from certify.stacked import Stack, climbed_slopes
 from certify.witness import recheck
 from models.base import Batch, Classifier

@@ -38,7 +38,7 @@ def still_open(
         return list(properties)
     double = copy.deepcopy(network).double().eval().requires_grad_(False)
     check_finite(double, "the network")
-    graph = trace(double)
+    graph = trace(double, like=properties[0].lower.double()[None])
     with torch.no_grad():
         widest = max(shape.numel() for shape in graph.shapes(properties[0].lower.double()[None]))
         most = max(sum(len(clause.offsets) for clause in one.clauses) for one in properties)

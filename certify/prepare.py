@@ -32,7 +32,7 @@ def prepare(model: Classifier, x: Tensor) -> tuple[Graph, Tensor]:
             f"{name} is TorchScript, which nothing can trace: hand over what it was made from"
         )
     network = copy.deepcopy(model.network).double().requires_grad_(False)
-    graph = trace(network, margins=True)
+    graph = trace(network, margins=True, like=x.double())
     exact = x.double()
     with torch.no_grad():
         ours, theirs = graph.values(exact)[-1], model.logits(x).double()

@@ -13,12 +13,13 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor, nn
 
-from certify.backward import Relaxation, adaptive_slope, margins, parallel_slope, relax
+from certify.backward import adaptive_slope, margins, parallel_slope, relax
 from certify.base import TOLERANCE, proves
 from certify.graph import Graph
 from certify.ibp import interval_margins, margin_rows
 from certify.leaves import Leaves, searched_leaves
 from certify.prepare import prepare
+from certify.relaxation import Relaxation
 from certify.rules.activation import ReLU
 from certify.slopes import Climb
 from models.atomic import write_atomically

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation, Slope, relax
+from certify.backward import Slope, relax
 from certify.graph import Graph
 from certify.lowering import has_maxima
+from certify.relaxation import Relaxation
 from certify.shared_maxima import with_shared_maxima
 from models.threat import ThreatModel
 

@@ -7,11 +7,11 @@ import time
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation
 from certify.branching import Outcome
 from certify.property import Accept, Clause
 from certify.range_dual import RangeDual
 from certify.ranges import Parts
+from certify.relaxation import Relaxation
 
 CANDIDATES = 6
 STARTS = 16

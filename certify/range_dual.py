@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation
 from certify.dual import Adam
 from certify.input_set import InputSet
 from certify.property import Accept, Clause
 from certify.ranges import Layout, Parts, Pressed, mixed_rows
+from certify.relaxation import Relaxation
 
 # Steps of the descent, how far its first ones go in units of the set, and the last ones in units of these: a
 # long step leaves the valley that a minimiser lies in, a short one stays in it.

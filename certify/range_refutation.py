@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation
 from certify.dual import Adam
 from certify.property import Accept, Clause
 from certify.range_dual import Bound, RangeDual
 from certify.ranges import Parts
 from certify.refutation import CROSSING
+from certify.relaxation import Relaxation
 
 CANDIDATES, STARTS = 6, 16
 STEPS, FIRST_STEPS, ROUNDS = 4, 25, 3

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation
 from certify.bounds import Interval
 from certify.graph import Graph
+from certify.relaxation import Relaxation
 from certify.rules.operation import Relaxed
 from certify.slopes import climbed
 

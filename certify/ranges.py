@@ -9,11 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation
 from certify.bounds import Interval, dot
 from certify.property import Clause
-from certify.rules.activation import Activation
-from certify.rules.operation import Lines, Pulled, Relaxed, spread
+from certify.relaxation import Relaxation
+from certify.rules.operation import Pulled, Relaxed, spread
 from models.errors import NotApplicable
 
 
@@ -79,18 +78,18 @@ class Pressed(Relaxation):
 class Layout:
     """Where each activation's inputs stand among the m entries of `Parts`; one input has one place.
 
-    Raises NotApplicable, naming it, for a relaxed operation that is no function of single entries.
+    Raises NotApplicable, naming it, for a relaxed operation whose inputs have no ranges to branch on.
     """
 
     def __init__(self, relaxation: Relaxation) -> None:
         self.relaxation = relaxation
-        self.activations: dict[int, Activation] = {}
+        self.activations: dict[int, Relaxed] = {}
         self.sources: dict[int, slice] = {}
         start = 0
         for i, node in enumerate(relaxation.graph.nodes):
             if not isinstance(node.operation, Relaxed):
                 continue
-            if not isinstance(node.operation, Activation):
+            if not node.operation.ranged:
                 raise NotApplicable(f"{type(node.operation).__name__} has no ranges to branch on")
             self.activations[i] = node.operation
             if node.inputs[0] not in self.sources:
@@ -187,7 +186,7 @@ class Layout:
 
     def steepness(self, seen: Mapping[int, Tensor]) -> Tensor:
         """How much a unit of each activation counts in a branch's row (b, m)."""
-        return self._gathered({i: rows[:, 0].abs() for i, rows in seen.items()})
+        return self._gathered({i: self.activations[i].felt(rows[:, 0]) for i, rows in seen.items()})
 
     def _gathered(self, parts: Mapping[int, Tensor]) -> Tensor:
         count = len(next(iter(parts.values())))
@@ -221,21 +220,12 @@ class Layout:
         found = {}
         for i, rows in ((i, seen[i][:, 0]) for i in self.activations if i in seen):
             activation, bounds = self.activations[i], pressed.bounds[self._source(i)]
-            lines = activation.lines(bounds, pressed.alpha.get(i))
+            alpha, decides = pressed.alpha.get(i), activation.undecided(bounds)
             # x need not keep to the ranges, outside of which the lines enclose nothing.
             reached = torch.minimum(torch.maximum(values[self._source(i)], bounds.lower), bounds.upper)
-            gap = _distance(activation, lines, reached, rows)
-            gap = gap + 0.1 * _distance(activation, lines, bounds.centre, rows)
-            found[i] = rows.abs() * gap * activation.undecided(bounds)
+            gap = activation.gap(rows, reached, bounds, alpha)
+            found[i] = (gap + 0.1 * activation.gap(rows, bounds.centre, bounds, alpha)) * decides
         return self._gathered(found)
-
-
-def _distance(activation: Activation, lines: Lines, z: Tensor, rows: Tensor) -> Tensor:
-    """From the function's value at z to the line that rows follow: the lower one where they are positive."""
-    value = activation.forward(z)
-    below = lines.lower_slope * z + (0.0 if lines.lower_intercept is None else lines.lower_intercept)
-    above = lines.upper_slope * z + lines.upper_intercept
-    return torch.where(rows > 0, value - below, above - value).clamp(min=0)
 
 
 def mixed_rows(clauses: list[Clause], parts: Parts) -> tuple[Tensor, Tensor]:

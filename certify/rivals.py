@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation
 from certify.bounds import Interval, entries
 from certify.graph import Graph
+from certify.relaxation import Relaxation
 from certify.rules.activation import ReLU
 from certify.rules.selection import Largest
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation, adaptive_slope, parallel_slope, relax
+from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.case import Case
 from certify.counterexample import search
 from certify.folded import folded_network
@@ -17,6 +17,7 @@ from certify.lowering import has_maxima, relaxed_without_maxima
 from certify.range_branching import RangeBranching
 from certify.range_refutation import RangeRefutation
 from certify.range_tightening import tightened_ranges
+from certify.relaxation import Relaxation
 from certify.settle_folded import REFUTED, settle_folded
 from certify.shared_maxima import with_shared_maxima
 from certify.slopes import climbed

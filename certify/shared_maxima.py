@@ -12,7 +12,8 @@ from certify.graph import Graph, Node
 from certify.lowering import Pick
 from certify.rivals import Rivals, members
 from certify.rules.activation import Activation
-from certify.rules.arithmetic import Concatenate, ScaleShift, Sum
+from certify.rules.arithmetic import ScaleShift, Sum
+from certify.rules.concatenation import Concatenate
 from certify.rules.operation import Affine, Operation
 from certify.rules.selection import Largest, LargestOver
 from certify.single_inputs import Entries, Shared, filled, shared_groups

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation
+from certify.relaxation import Relaxation
 from certify.rules.operation import Relaxed
 
 FIRST_MOMENT, SECOND_MOMENT = 0.9, 0.999

@@ -80,6 +80,8 @@ def views(graph: Graph, x: Tensor, node: int) -> dict[int, View] | None:
         for j in graph.nodes[i].inputs:
             if len(shapes[j]) != 3 or (j in found and found[j].stride != view.stride):
                 return None
+            if isinstance(operation, Sum) and shapes[j] != shapes[i]:
+                return None
             found[j] = found[j].joined(view) if j in found else view
             if found[j].size[0] * found[j].size[1] > SHARE * shapes[j][1] * shapes[j][2]:
                 return None

@@ -250,7 +250,8 @@ def _transposed(operation: Affine, rows: Tensor) -> tuple[Tensor, ...]:
         size = View(size=(rows.shape[3], rows.shape[4])).before(operation).size
         return replace(operation, padding=(0, 0)).transpose(rows, torch.Size((rows.shape[2], *size)))
     if not isinstance(operation, Conv2d):
-        return operation.transpose(rows)
+        # All that is summed has the window of the sum.
+        return operation.transpose(rows, rows.shape[2:], rows.shape[2:])
     back = F.conv_transpose2d(
         folded(rows), operation.weight(), None, operation.stride, 0, 0, operation.groups, operation.dilation
     )

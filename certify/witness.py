@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from certify.backward import Relaxation
+from certify.relaxation import Relaxation
 
 # Larger weights than these would drown the digits of what they multiply.
 LARGEST = 1e6

@@ -71,7 +71,7 @@ class IntervalTraining(Defense):
 
     def margins(self, network: nn.Module, x: Tensor, y: Tensor, radius: float) -> Tensor:
         """Interval lower bounds (n, classes) on z_y - z_j over the balls of `radius` around x (n, ...)."""
-        return interval_margins(trace(network), x, y, ThreatModel("linf", radius))
+        return interval_margins(trace(network, like=x), x, y, ThreatModel("linf", radius))
 
     def weighted(
         self, network: nn.Module, batch: Batch, lower: Tensor, rise: float, logits: Tensor | None = None

@@ -48,7 +48,7 @@ class PolytopeTraining(Defense):
         rise = min(1.0, progress / self.ramp) if self.ramp else 1.0
         threat = ThreatModel("linf", self.eps * self.overshoot * rise)
         with clean_statistics(network, batch.x) as logits:
-            graph = trace(network)
+            graph = trace(network, like=batch.x)
             if progress < self.warm:
                 lower = interval_margins(graph, batch.x, batch.y, threat)
             else:

@@ -22,6 +22,7 @@ class Activation(Relaxed):
     """A function of each entry, non-decreasing, so that intervals map end to end."""
 
     antisymmetric = True
+    ranged = True
 
     @abstractmethod
     def lines(self, bounds: Interval, alpha: Tensor | None) -> Lines:
@@ -32,6 +33,15 @@ class Activation(Relaxed):
 
     def pull(self, rows: Tensor, bounds: Interval, alpha: Tensor | None, both: bool = False) -> Pulled:
         return pull_lines(rows, self.lines(bounds, alpha), both)
+
+    def gap(self, rows: Tensor, z: Tensor, bounds: Interval, alpha: Tensor | None) -> Tensor:
+        lines, value = self.lines(bounds, alpha), self.forward(z)
+        below = lines.lower_slope * z + (0.0 if lines.lower_intercept is None else lines.lower_intercept)
+        above = lines.upper_slope * z + lines.upper_intercept
+        return rows.abs() * torch.where(rows > 0, value - below, above - value).clamp(min=0)
+
+    def felt(self, rows: Tensor) -> Tensor:
+        return rows.abs()
 
 
 @dataclass(frozen=True)

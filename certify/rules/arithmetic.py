@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from certify.bounds import Interval, dot
-from certify.rules.operation import Affine, folded
-from certify.rules.table import Call, Constant, Step, Value, like, rule
+from certify.rules.operation import Affine, broadcast_shape, folded, gathered, repeated
+from certify.rules.table import Call, Step, Value, like, rule
 from models.errors import NotApplicable
 
 
@@ -64,17 +64,19 @@ class ScaleShift(Affine):
         return dot(rows, shift.expand(rows.shape[0], *rows.shape[2:]))
 
 
+NEGATED = ScaleShift(scale=lambda: -1.0)
+
+
 @dataclass(frozen=True)
 class Sum(Affine):
-    """out = first + sign * second, two values of equal shape."""
+    """out = first + sign * second, two values that may broadcast."""
 
     sign: float
 
     def forward(self, *values: Tensor) -> Tensor:
         first, second = values
         if first.shape != second.shape:
-            shapes = f"{tuple(first.shape[1:])} and {tuple(second.shape[1:])}"
-            raise NotApplicable(f"values of shapes {shapes} are added: the certificates need equal shapes")
+            broadcast_shape(values, "added")
         return first + self.sign * second
 
     def interval(self, *inputs: Interval) -> Interval:
@@ -84,34 +86,13 @@ class Sum(Affine):
         return Interval(first.lower - second.upper, first.upper - second.lower)
 
     def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
-        return constants[0] + constants[1]
+        if norm == "linf":
+            return constants[0] + constants[1]
+        often = [repeated(shape, torch.broadcast_shapes(*shapes)) ** 0.5 for shape in shapes]
+        return constants[0] * often[0] + constants[1] * often[1]
 
     def transpose(self, rows: Tensor, *shapes: torch.Size) -> tuple[Tensor, ...]:
-        return rows, self.sign * rows
-
-    def constant(self, rows: Tensor) -> Tensor | float:
-        return 0.0
-
-
-@dataclass(frozen=True)
-class Concatenate(Affine):
-    """Values joined along `dim` >= 1."""
-
-    dim: int
-
-    def forward(self, *values: Tensor) -> Tensor:
-        return torch.cat(values, self.dim)
-
-    def interval(self, *inputs: Interval) -> Interval:
-        lower = torch.cat([value.lower for value in inputs], self.dim)
-        return Interval(lower, torch.cat([value.upper for value in inputs], self.dim))
-
-    def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
-        together = torch.stack(list(constants))
-        return together.amax() if norm == "linf" else together.norm()
-
-    def transpose(self, rows: Tensor, *shapes: torch.Size) -> tuple[Tensor, ...]:
-        return rows.split([shape[self.dim - 1] for shape in shapes], self.dim + 1)
+        return gathered(rows, shapes[0]), self.sign * gathered(rows, shapes[1])
 
     def constant(self, rows: Tensor) -> Tensor | float:
         return 0.0
@@ -142,41 +123,7 @@ def subtract(call: Call) -> Step:
     return _sum(call, -1.0)
 
 
-@rule(operator.mul, operator.imul, torch.mul, "mul", "mul_")
-def multiply(call: Call) -> Step:
-    """a * b, where one is a constant."""
-    given = call.bind("input", "other")
-    first, second = given["input"], given["other"]
-    if isinstance(first, Value) and isinstance(second, Value):
-        call.refuse("the product of two values is not understood by the certificates")
-    if isinstance(first, Value):
-        return ScaleShift(scale=call.constant(second)), (first.index,)
-    return ScaleShift(scale=call.constant(first)), (call.value(second),)
-
-
-@rule(operator.truediv, operator.itruediv, torch.div, torch.true_divide, "div", "div_")
-def divide(call: Call) -> Step:
-    """a / b, where b is a constant."""
-    given = call.bind("input", "other")
-    if isinstance(given["other"], Value):
-        call.refuse("division by a value is not understood by the certificates")
-    divisor = call.constant(given["other"])
-    return ScaleShift(scale=lambda: 1 / divisor()), (call.value(given["input"]),)
-
-
 @rule(operator.neg, torch.neg, "neg")
 def negate(call: Call) -> Step:
     """-a."""
-    return ScaleShift(scale=lambda: -1.0), (call.value(call.bind("input")["input"]),)
-
-
-@rule(torch.cat, torch.concat)
-def concatenate(call: Call) -> Step:
-    """torch.cat of values along a dimension after the samples'."""
-    given = call.bind("tensors", dim=0)
-    parts, dim = given["tensors"], given["dim"]
-    if not isinstance(dim, int) or dim < 1:
-        call.refuse("must join along a dimension >= 1: 0 are the samples")
-    if any(isinstance(part, Constant) for part in parts):
-        call.refuse("joins a constant, which is not understood by the certificates")
-    return Concatenate(dim), tuple(call.value(part) for part in parts)
+    return NEGATED, (call.value(call.bind("input")["input"]),)

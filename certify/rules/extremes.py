@@ -12,35 +12,35 @@ from torch import Tensor, nn
 
 from certify.bounds import Interval
 from certify.rules.activation import clamped
-from certify.rules.arithmetic import ScaleShift
-from certify.rules.operation import Affine, Operation
+from certify.rules.arithmetic import NEGATED
+from certify.rules.operation import Affine, Operation, broadcast_shape, gathered, repeated
 from certify.rules.selection import LargestOver
 from certify.rules.table import Call, Constant, Step, Value, rule
-from models.errors import NotApplicable
-
-NEGATED = ScaleShift(scale=lambda: -1.0)
 
 
 @dataclass(frozen=True)
 class Stack(Affine):
-    """Values of equal shape beside each other along a new dimension after the samples'."""
+    """Values that may broadcast beside each other along a new dimension after the samples'."""
+
+    copies = True
 
     def forward(self, *values: Tensor) -> Tensor:
-        if len({value.shape for value in values}) > 1:
-            shapes = " and ".join(str(tuple(value.shape[1:])) for value in values)
-            raise NotApplicable(f"values of shapes {shapes} are compared: the certificates need equal shapes")
-        return torch.stack(values, 1)
+        whole = broadcast_shape(values, "joined")
+        return torch.stack([value.expand(-1, *whole) for value in values], 1)
 
     def interval(self, *inputs: Interval) -> Interval:
         lower = self.forward(*(value.lower for value in inputs))
         return Interval(lower, self.forward(*(value.upper for value in inputs)))
 
     def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
-        together = torch.stack(list(constants))
-        return together.amax() if norm == "linf" else together.norm()
+        if norm == "linf":
+            return torch.stack(list(constants)).amax()
+        whole = torch.broadcast_shapes(*shapes)
+        often = [repeated(shape, whole) ** 0.5 for shape in shapes]
+        return torch.stack([part * count for part, count in zip(constants, often, strict=True)]).norm()
 
     def transpose(self, rows: Tensor, *shapes: torch.Size) -> tuple[Tensor, ...]:
-        return rows.unbind(2)
+        return tuple(gathered(part, shape) for part, shape in zip(rows.unbind(2), shapes, strict=True))
 
     def constant(self, rows: Tensor) -> Tensor | float:
         return 0.0

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certify.rules.arithmetic import ScaleShift, Sum
-from certify.rules.convex import Convex
+from certify.rules.extremes import Stack
 from certify.rules.placement import Placement
+from certify.rules.product import Product
 from certify.rules.sigmoidal import Sigmoidal
 from certify.rules.table import Call, Step, rule
 from models.errors import NotApplicable
@@ -34,7 +34,7 @@ class Half(Placement):
 
 @rule(nn.GLU, F.glu)
 def glu(call: Call) -> list[Step]:
-    """a sigmoid(b) = ((a + s)^2 - (a - s)^2) / 4 with s = sigmoid(b), for the halves a and b."""
+    """a sigmoid(b) for the halves a and b."""
     given = call.bind("input", dim=-1)
     value = call.value(given["input"])
     dim = call.module.dim if isinstance(call.module, nn.GLU) else given["dim"]
@@ -43,7 +43,5 @@ def glu(call: Call) -> list[Step]:
     return [
         (Half(dim, False), (value,)),
         ((Half(dim, True), Sigmoidal()), (value,)),
-        ((Sum(1.0), Convex("square")), (-2, -1)),
-        ((Sum(-1.0), Convex("square")), (-3, -2)),
-        ((Sum(-1.0), ScaleShift(scale=lambda: 0.25)), (-2, -1)),
+        ((Stack(), Product()), (-2, -1)),
     ]

@@ -1,8 +1,7 @@
-"""Fully connected layers, products with a constant matrix, and batch normalisation."""
+"""Fully connected layers, and batch normalisation by running statistics."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,8 +12,7 @@ from torch import Tensor, nn
 from certify.bounds import Interval
 from certify.rules.arithmetic import ScaleShift
 from certify.rules.operation import Affine, Single
-from certify.rules.placement import Exchange
-from certify.rules.table import Call, Step, Value, rule
+from certify.rules.table import Call, Step, rule
 from models.errors import NotApplicable, UserError
 
 # Covers the rounding of singular values in double precision.
@@ -123,22 +121,6 @@ def linear(call: Call) -> Step:
     given = call.bind("input", "weight", bias=None)
     weight, bias = call.constant(given["weight"]), call.constant(given["bias"])
     return Linear(weight, bias), (call.value(given["input"]),)
-
-
-@rule(torch.matmul, operator.matmul, "matmul", torch.mm, "mm")
-def matmul(call: Call) -> Step:
-    """x @ M over the last dimension, and M @ x over the last but one, with a constant matrix M."""
-    first, second = call.bind("input", "other").values()
-    if isinstance(first, Value) and isinstance(second, Value):
-        call.refuse("the product of two values is not understood by the certificates")
-    value, constant = (first, second) if isinstance(first, Value) else (second, first)
-    matrix = call.constant(constant)
-    if matrix().dim() != 2:
-        call.refuse("multiplies by something else than a matrix, which is not understood by the certificates")
-    if isinstance(first, Value):
-        return Linear(lambda: matrix().T, lambda: None), (call.value(value),)
-    turn = Exchange(-2, -1)
-    return (turn, Linear(matrix, lambda: None), turn), (call.value(value),)
 
 
 @rule(nn.BatchNorm2d, nn.BatchNorm1d)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from certify.bounds import Interval, dot, entries
+from models.errors import NotApplicable
 
 
 class Operation(ABC):
@@ -54,7 +56,12 @@ class Single:
 
 
 class Affine(Operation):
-    """out = sum_i M_i in_i + c."""
+    """out = sum_i M_i in_i + c.
+
+    `copies` says that each output entry is one input entry or a constant.
+    """
+
+    copies: ClassVar[bool] = False
 
     @abstractmethod
     def transpose(self, rows: Tensor, *shapes: torch.Size) -> tuple[Tensor, ...]:
@@ -63,6 +70,14 @@ class Affine(Operation):
     @abstractmethod
     def constant(self, rows: Tensor) -> Tensor | float:
         """rows . c: (n, k), or 0 where there is no constant."""
+
+    def distinct(self, wanted: Tensor) -> Tensor:
+        """Enough of the `wanted` entries (n, *shape) for `mirrored` to bound them all."""
+        return wanted
+
+    def mirrored(self, found: Interval) -> Interval:
+        """Bounds on the `distinct` entries with what they say of the others."""
+        return found
 
     def single(self, places: Tensor, shape: torch.Size, source: torch.Size) -> Single | None:
         """The output entries at flat places (n, k) as functions of the one input; None where no way is short.
@@ -104,12 +119,13 @@ class Relaxed(Operation):
 
     `antisymmetric` says that without alpha, rows and -rows pull to rows of opposite sign;
     `free_slope` that alpha makes a difference; `mixed` that it does to those who climb, and is otherwise
-    left out.
+    left out; `ranged` that its inputs have ranges to branch on, for which `gap` and `felt` are written.
     """
 
     antisymmetric: ClassVar[bool] = False
     free_slope: ClassVar[bool] = False
     mixed: ClassVar[bool] = False
+    ranged: ClassVar[bool] = False
 
     @abstractmethod
     def pull(self, rows: Tensor, bounds: Interval, alpha: Tensor | None, both: bool = False) -> Pulled:
@@ -126,6 +142,14 @@ class Relaxed(Operation):
     def cut(self, bounds: Interval) -> Tensor:
         """Where an entry's range is best cut in two: (n, *input), inside the range."""
         return bounds.centre
+
+    def gap(self, rows: Tensor, z: Tensor, bounds: Interval, alpha: Tensor | None) -> Tensor:
+        """By input entry (n, *input), from rows . value at z to the bound that rows (n, *output) follow."""
+        raise NotImplementedError
+
+    def felt(self, rows: Tensor) -> Tensor:
+        """How much each input entry counts where rows (n, *output) pass: (n, *input)."""
+        raise NotImplementedError
 
     @abstractmethod
     def undecided(self, bounds: Interval) -> Tensor:
@@ -186,6 +210,45 @@ def pull_overlap(pulled: Pulled, lines: Lines, weight: Tensor) -> Pulled:
     if lines.lower_intercept is not None:
         constant = constant + entries(weight * spread(lines.lower_intercept, pulled.rows), 2).sum(2)
     return Pulled(rows, constant)
+
+
+def repeated(shape: torch.Size, whole: torch.Size) -> float:
+    """How often an entry of `shape` is repeated to broadcast to `whole`: shapes without samples."""
+    return math.prod(whole) / max(1, math.prod(shape))
+
+
+def gathered(rows: Tensor, shape: torch.Size) -> Tensor:
+    """Rows (n, k, *whole) over a value that was broadcast, as rows (n, k, *shape) over the value itself."""
+    places = [place + 2 for place, size in enumerate(shape) if size != rows.shape[place + 2]]
+    return rows.sum(places, keepdim=True) if places else rows
+
+
+def broadcast_shape(values: Sequence[Tensor], purpose: str) -> torch.Size:
+    """The shape without samples that values (n, ...) broadcast to, dimension by dimension.
+
+    Raises NotApplicable, saying what they are for, where they do not fit or samples would be broadcast.
+    """
+    try:
+        whole = torch.broadcast_shapes(*(value.shape for value in values))
+    except RuntimeError:
+        whole = torch.Size(())
+    if len({value.dim() for value in values}) > 1 or whole[:1] != values[0].shape[:1]:
+        shapes = " and ".join(str(tuple(value.shape[1:])) for value in values)
+        raise NotApplicable(
+            f"values of shapes {shapes} are {purpose}: the certificates need shapes that broadcast, with as "
+            "many dimensions each"
+        )
+    return whole[1:]
+
+
+def after_samples(dim: int, total: int) -> int:
+    """`dim` counted from the front of `total`; raises NotApplicable where it is the samples'."""
+    place = dim % total
+    if place == 0:
+        raise NotApplicable(
+            "the dimension of the samples is split, joined, dropped or moved back: name dims >= 1"
+        )
+    return place
 
 
 def folded(rows: Tensor) -> Tensor:

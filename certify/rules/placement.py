@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certify.bounds import Interval, dot, entries
-from certify.rules.operation import Affine
-from certify.rules.table import BatchSize, Call, Constant, Step, Value, rule
+from certify.rules.operation import Affine, gathered, repeated
+from certify.rules.table import BatchSize, Call, Constant, Several, Step, Value, rule
 from models.errors import NotApplicable
 
 
@@ -23,6 +23,7 @@ class Placement(Affine):
     """Each output entry is one input entry or a constant, and no input entry is used twice."""
 
     diagonal = True
+    copies = True
 
     @abstractmethod
     def place(self, values: Tensor, fill: float) -> Tensor:
@@ -83,7 +84,7 @@ class Exchange(Placement):
 
 @dataclass(frozen=True)
 class Slice(Placement):
-    """A basic index of integers and slices over the dimensions after the samples'."""
+    """A basic index of integers, slices, ... and None over the dimensions after the samples'."""
 
     index: tuple[Any, ...]
 
@@ -116,9 +117,13 @@ class Pad(Placement):
 
 
 @rule("permute", torch.permute)
-def permute(call: Call) -> Step:
-    """The dimensions after the samples' reordered."""
+def permute(call: Call) -> Step | Several:
+    """The dimensions after the samples' reordered; one put before the samples' is to be picked from."""
     value, dims = _listed(call, "dims")
+    if len(dims) > 1 and dims[1] == 0 and dims[0] > 0:
+        first, rest = dims[0], tuple(dim - (dim > dims[0]) for dim in dims[1:])
+        ahead = (slice(None),) * (first - 1)
+        return Several(lambda index: [((Slice((*ahead, index)), Permute(rest)), (value,))])
     if not dims or dims[0] != 0:
         call.refuse("moves the dimension of the samples: keep 0 first")
     return Permute(dims), (value,)
@@ -135,20 +140,20 @@ def transpose(call: Call) -> Step:
 
 @rule(operator.getitem)
 def getitem(call: Call) -> Step:
-    """x[:, ...] with integers and slices after the samples' own."""
+    """x[:, ...] with integers, slices and None after the samples' own."""
     value, index = call.args
     parts = index if isinstance(index, tuple) else (index,)
-    if not parts or parts[0] != slice(None):
+    if not parts or parts[0] not in (slice(None), ...):
         call.refuse("picks some of the samples: start the index with ':'")
     if not all(map(_readable, parts)):
         call.refuse("has an index that the certificates cannot read: use integers and slices of integers")
-    return Slice(tuple(parts[1:])), (call.value(value),)
+    return Slice(tuple(parts[1:] if parts[0] != ... else parts)), (call.value(value),)
 
 
 def _readable(part: Any) -> bool:
     if isinstance(part, slice):
         return all(edge is None or isinstance(edge, int) for edge in (part.start, part.stop, part.step))
-    return isinstance(part, int)
+    return part is None or part is ... or isinstance(part, int)
 
 
 @rule("narrow", torch.narrow)
@@ -201,6 +206,7 @@ class Broadcast(Affine):
 
     sizes: tuple[int, ...]
     diagonal = True
+    copies = True
 
     def forward(self, *values: Tensor) -> Tensor:
         if values[0].dim() != len(self.sizes) + 1:
@@ -217,12 +223,11 @@ class Broadcast(Affine):
         return self.forward(gain)
 
     def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
-        whole = self.forward(torch.empty(1, *shapes[0], device="meta"))
-        return constants[0] * (1.0 if norm == "linf" else (whole.numel() / shapes[0].numel()) ** 0.5)
+        whole = self.forward(torch.empty(1, *shapes[0], device="meta")).shape[1:]
+        return constants[0] * (1.0 if norm == "linf" else repeated(shapes[0], whole) ** 0.5)
 
     def transpose(self, rows: Tensor, *shapes: torch.Size) -> tuple[Tensor, ...]:
-        repeated = [place + 2 for place, size in enumerate(shapes[0]) if size != rows.shape[place + 2]]
-        return (rows.sum(repeated, keepdim=True) if repeated else rows,)
+        return (gathered(rows, shapes[0]),)
 
     def constant(self, rows: Tensor) -> Tensor | float:
         return 0.0

@@ -68,11 +68,15 @@ class AveragePool(Affine):
 
 @dataclass(frozen=True)
 class Gather(Affine):
-    """The mean, or the `total`, over dimensions after the samples', kept as size 1 or dropped."""
+    """The mean, or the `total`, over dimensions after the samples', kept as size 1 or dropped.
+
+    A mean divides by the number of entries less `correction`.
+    """
 
     dims: tuple[int, ...]
     keep: bool
     total: bool = False
+    correction: float = 0.0
 
     def _dims(self, dimensions: int) -> tuple[int, ...]:
         """The dimensions counted from the front, in a value of so many; never the samples'."""
@@ -82,22 +86,24 @@ class Gather(Affine):
         return places
 
     def forward(self, *values: Tensor) -> Tensor:
-        dims = self._dims(values[0].dim())
-        return values[0].sum(dims, self.keep) if self.total else values[0].mean(dims, self.keep)
+        total = values[0].sum(self._dims(values[0].dim()), self.keep)
+        return total / self._divisor(values[0].shape[1:])
 
     def interval(self, *inputs: Interval) -> Interval:
         return Interval(self.forward(inputs[0].lower), self.forward(inputs[0].upper))
 
     def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
         count = self._count(shapes[0])
-        factor = 1.0 if norm == "linf" else 1 / math.sqrt(count)
-        return constants[0] * factor * (count if self.total else 1)
+        return constants[0] * (count if norm == "linf" else math.sqrt(count)) / self._divisor(shapes[0])
 
     def _count(self, shape: torch.Size) -> int:
         return math.prod(shape[dim - 1] for dim in self._dims(len(shape) + 1))
 
+    def _divisor(self, shape: torch.Size) -> float:
+        return 1.0 if self.total else self._count(shape) - self.correction
+
     def transpose(self, rows: Tensor, *shapes: torch.Size) -> tuple[Tensor, ...]:
-        spread = rows if self.total else rows / self._count(shapes[0])
+        spread = rows if self.total else rows / self._divisor(shapes[0])
         if not self.keep:
             for dim in self._dims(len(shapes[0]) + 1):
                 spread = spread.unsqueeze(dim + 1)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certify.bounds import Interval
-from certify.rules.operation import Affine, Operation
+from certify.rules.operation import Affine, Operation, after_samples
 from certify.rules.table import BatchSize, Call, Step, rule
 from models.errors import NotApplicable, UserError
 
@@ -22,6 +22,7 @@ class Reshape(Affine):
 
     how: Callable[[Tensor], Tensor]
     diagonal = True
+    copies = True
 
     def forward(self, *values: Tensor) -> Tensor:
         return self.how(values[0])
@@ -49,6 +50,7 @@ class Identity(Affine):
     name: str = ""
     module: nn.Module | None = None
     diagonal = True
+    copies = True
 
     def forward(self, *values: Tensor) -> Tensor:
         if self.module is not None and self.module.training:
@@ -111,7 +113,7 @@ def unflatten(call: Call) -> Step:
         call.refuse("would split the dimension of the samples: use dim >= 1")
     if not isinstance(dim, int) or not all(isinstance(size, int) for size in sizes):
         call.refuse("has sizes that the certificates cannot read: use numbers")
-    return Reshape(lambda values: values.unflatten(_after_samples(dim, values.dim()), tuple(sizes))), (
+    return Reshape(lambda values: values.unflatten(after_samples(dim, values.dim()), tuple(sizes))), (
         call.value(given["input"]),
     )
 
@@ -143,7 +145,7 @@ def unsqueeze(call: Call) -> Step:
     dim = given["dim"]
     if dim == 0:
         call.refuse("would put a dimension before the samples: use dim >= 1")
-    return Reshape(lambda values: values.unsqueeze(_after_samples(dim, values.dim() + 1))), (
+    return Reshape(lambda values: values.unsqueeze(after_samples(dim, values.dim() + 1))), (
         call.value(given["input"]),
     )
 
@@ -157,17 +159,9 @@ def squeeze(call: Call) -> Step:
         call.refuse("would drop the dimension of the samples: name dims >= 1")
 
     def squeezed(values: Tensor) -> Tensor:
-        return values.squeeze(tuple(_after_samples(dim, values.dim()) for dim in dims))
+        return values.squeeze(tuple(after_samples(dim, values.dim()) for dim in dims))
 
     return Reshape(squeezed), (call.value(given["input"]),)
-
-
-def _after_samples(dim: int, total: int) -> int:
-    """`dim` counted from the front of `total`; raises UserError where it is the samples'."""
-    place = dim % total
-    if place == 0:
-        raise NotApplicable("the dimension of the samples is split, dropped or moved back: name dims >= 1")
-    return place
 
 
 @rule(nn.Identity, nn.Dropout, nn.Dropout2d)

@@ -40,6 +40,16 @@ class Places:
     """Where extreme entries were found: integers that depend on the input."""
 
 
+@dataclass(frozen=True)
+class Several:
+    """Values that a call returns together, or a value whose first dimension is to be picked from.
+
+    `part` makes the steps of the one at an index.
+    """
+
+    part: Callable[[int], list[Step]]
+
+
 class BatchSize:
     """Stands for the number of samples where a network asks for it."""
 
@@ -74,6 +84,8 @@ class Call:
 
     def value(self, argument: Any) -> int:
         """The graph's index of an argument that must be a value of the network."""
+        if isinstance(argument, Several):
+            self.refuse("takes several values at once, or one whose samples are not first: pick one first")
         if not isinstance(argument, Value):
             self.refuse("is applied to something else than a value of the network")
         return argument.index
@@ -82,7 +94,7 @@ class Call:
         """Reads an argument that must not depend on the input."""
         if isinstance(argument, Constant):
             return argument.read
-        if isinstance(argument, Value | BatchSize | WithPlaces | Places):
+        if isinstance(argument, Value | BatchSize | WithPlaces | Places | Several):
             self.refuse("has an argument that depends on the input where a constant is needed")
         return lambda: argument
 
@@ -90,8 +102,29 @@ class Call:
 # One operation on earlier steps, or several of which each takes the one before.
 Step = tuple[Operation | tuple[Operation, ...], tuple[int, ...]]
 # In a list of steps a negative input counts back over the results of those before it.
-Rule = Callable[[Call], "Step | list[Step]"]
+Rule = Callable[[Call], "Step | list[Step] | Several"]
 RULES: dict[Any, Rule] = {}
+
+
+@dataclass(frozen=True)
+class Made:
+    """The result of one of the `Plan`'s steps."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A list of steps under way: each names its inputs by what `add` gave, or by steps of the graph."""
+
+    steps: list[Step] = field(default_factory=list)
+
+    def add(self, operations: Operation | tuple[Operation, ...], *inputs: int | Made) -> Made:
+        """One more step; returns its result."""
+        count = len(self.steps)
+        places = tuple(part.number - count if isinstance(part, Made) else part for part in inputs)
+        self.steps.append((operations, places))
+        return Made(count)
 
 
 def rule(*targets: Any) -> Callable[[Rule], Rule]:
@@ -111,6 +144,14 @@ def pair(value: Any) -> tuple[int, int]:
     """An int or a pair as a pair."""
     first, second = (value, value) if isinstance(value, int) else value
     return int(first), int(second)
+
+
+def dims_of(call: Call, dim: Any) -> tuple[int, ...]:
+    """One or several dimensions after the samples'; others are refused."""
+    dims = tuple(dim) if isinstance(dim, tuple | list) else (dim,)
+    if not all(isinstance(part, int) and part != 0 for part in dims):
+        call.refuse("would mix samples: name dimensions >= 1")
+    return dims
 
 
 def like(constant: Any, values: Tensor) -> Tensor:

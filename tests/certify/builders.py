@@ -116,6 +116,45 @@ class Selected(nn.Module):
         return self.head(torch.cat([torch.min(pieces, 2).values, pieces.flatten(1).amax(1, True)], 1))
 
 
+class Attentive(nn.Module):
+    """A small vision transformer: a class token, places, and a block behind layer normalisation."""
+
+    def __init__(self, width: int = 6, heads: int = 2) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(2, width, 3, 3)
+        self.token, self.places = (
+            nn.Parameter(torch.randn(1, 1, width)),
+            nn.Parameter(torch.randn(1, 5, width)),
+        )
+        self.first, self.second, self.last = (nn.LayerNorm(width) for _ in range(3))
+        self.mixed = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.apart = nn.Sequential(nn.Linear(width, 8), nn.GELU(), nn.Linear(8, width))
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(x.shape[0], -1, -1), tokens], 1) + self.places
+        here = self.first(tokens)
+        tokens = tokens + self.mixed(here, here, here, need_weights=False)[0]
+        return self.head(self.last(tokens + self.apart(self.second(tokens)))[:, 0])
+
+
+class Multiplied(nn.Module):
+    """Squeeze and excitation, quotients and elementary functions of values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 4, 3, stride=2), nn.GroupNorm(2, 4)
+        self.gate, self.middle, self.head = nn.Linear(4, 4), nn.Linear(16, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3))))[:, :, None, None]
+        first, second, third = self.middle(x.flatten(1)).chunk(3, 1)
+        x = torch.cat([first.exp() / (1 + second**2), torch.sqrt(1 + third.abs()), first.sin() * third], 1)
+        return self.head(x - torch.log(1 + x**2).softmax(1))
+
+
 class Clamped(nn.Module):
     """Values cut from both sides and from one."""
 
@@ -187,6 +226,8 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "clamped": Clamped,
     "bent": Bent,
     "selected": Selected,
+    "attentive": Attentive,
+    "multiplied": Multiplied,
     "turning": lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(72, 8), nn.SiLU(), nn.Linear(8, 8), nn.PReLU(8), nn.Linear(8, 8), nn.Mish(),
         nn.Linear(8, 6), nn.Hardswish(), nn.Softshrink(0.1), nn.Linear(6, 6), nn.SELU(), nn.Hardsigmoid(),

@@ -305,7 +305,7 @@ def test_a_deadline_halfway_through_a_layer_keeps_what_is_proved(kind, monkeypat
     graph, x = prepare(model(kind), batch(2).x)
     threat = ThreatModel("linf", 0.1)
     plain, whole = relax(graph, x, threat), relax(graph, x, threat, adaptive_slope)
-    monkeypatch.setattr("certify.backward.MEMORY", 1)
+    monkeypatch.setattr("certify.entry_bounds.MEMORY", 1)
     monkeypatch.setattr("certify.windows.CHUNK", 1)
     clock = itertools.count()
     monkeypatch.setattr("time.monotonic", lambda: next(clock))

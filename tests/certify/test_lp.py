@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from certify.backward import Relaxation, adaptive_slope, parallel_slope, relax
+from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.convex_program import ConvexProgram
 from certify.crown import Crown
 from certify.ibp import IntervalBounds, margin_rows
@@ -19,6 +19,7 @@ from certify.lp import SOLVERS, LinearProgram
 from certify.lp_fast import FastLinearProgram
 from certify.polytope import Polytope
 from certify.prepare import prepare
+from certify.relaxation import Relaxation
 from certify.warm_program import WarmProgram
 from certify.witness import overlap_from_multipliers, recheck, slopes_from_multipliers
 from defenses.zoo import ModelName, load

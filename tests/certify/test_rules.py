@@ -266,7 +266,7 @@ def test_a_turned_parameter_follows_its_training() -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda x: x**3, "exponent 3"),
+        (lambda x: x**-3, "exponent -3"),
         (lambda x: x.expand(2, 3), "keep the samples"),
         (lambda x: x.unsqueeze(1).expand(-1, 4, 1, 2), "unsqueeze them first"),
     ],

@@ -216,7 +216,8 @@ def test_calls_compute_what_torch_computes_as_relus_too(name: str) -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda x: torch.maximum(x, x[:, :1]), "equal shapes"),
+        (lambda x: torch.maximum(x, x[:, :5]), "shapes that broadcast"),
+        (lambda x: torch.maximum(x, x.unflatten(1, (3, 4))), "as many dimensions"),
         (lambda x: x.amax(-2), "mixes them"),
         (lambda x: x.unflatten(-2, (1, -1)), "samples"),
         (nn.AdaptiveMaxPool1d(2), "output size of 2"),
@@ -238,7 +239,7 @@ def test_a_stack_is_its_own_matrix() -> None:
     ours = dot(back[0], first) + dot(back[1], second)
     assert torch.allclose(dot(rows, stack.forward(first, second)), ours, atol=1e-12)
     one = torch.ones((), dtype=torch.float64)
-    assert float(stack.lipschitz("l2", [one, one], [first.shape[1:]])) == pytest.approx(2**0.5)
+    assert float(stack.lipschitz("l2", [one, one], [first.shape[1:]] * 2)) == pytest.approx(2**0.5)
     found = stack.interval(Interval(first - 1, first), Interval(second, second + 2))
     assert torch.equal(found.lower, stack.forward(first - 1, second))
     assert torch.equal(found.upper, stack.forward(first, second + 2))

@@ -16,6 +16,7 @@ from certify.exact import settle
 from certify.graph import trace
 from certify.property import Clause, Property
 from certify.rules.operation import Affine
+from certify.rules.product import Product
 from certify.rules.turning import COURSES, ENDS, Turning
 from models.discover import import_modules
 from models.errors import UserError
@@ -213,9 +214,11 @@ def test_activations_that_are_spelled_out_are_recognised() -> None:
         lambda x: torch.sigmoid(x) * torch.sigmoid(x),
     ],
 )
-def test_what_only_looks_like_a_gate_is_refused(function) -> None:
-    with pytest.raises(UserError, match="product of two values"):
-        trace(Forward(function))
+def test_what_only_looks_like_a_gate_is_a_product(function) -> None:
+    x = torch.linspace(-3, 3, 18, dtype=torch.float64).reshape(6, 3)
+    graph = trace(Forward(function))
+    assert any(isinstance(node.operation, Product) for node in graph.nodes) or "square" in str(graph.nodes)
+    assert torch.allclose(graph.values(x)[-1], function(x), atol=1e-14)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import certify.backward
+import certify.entry_bounds
 from certify.backward import adaptive_slope, margins, parallel_slope, relax
 from certify.effort import backward_multiplications
 from certify.graph import trace
@@ -101,7 +101,7 @@ def test_windows_change_no_bound(family, threat, slopes, intervals, monkeypatch)
     graph, x = prepared(family)
     found, lower = bounds_of(graph, x, THREATS[threat], slopes, intervals)
     assert any(views(graph, x, node) for node in found.bounds), "no layer was bounded through windows"
-    monkeypatch.setattr(certify.backward, "views", lambda *args: None)
+    monkeypatch.setattr(certify.entry_bounds, "views", lambda *args: None)
     wanted, least = bounds_of(graph, x, THREATS[threat], slopes, intervals)
     # Whole planes bound some decided entries besides, which intervals behind a max pooling may use.
     lucky = intervals and family in ("pooled", "overlapping")
@@ -119,7 +119,7 @@ def test_a_box_of_its_own_for_every_pixel_reaches_its_window(monkeypatch):
     radius = 0.1 * torch.rand(*SHAPE, dtype=torch.double)
     threat = Region(low=x - radius, high=x + radius)
     found = margins(relax(graph, x, threat, adaptive_slope), torch.tensor([0, 1, 2]))
-    monkeypatch.setattr(certify.backward, "views", lambda *args: None)
+    monkeypatch.setattr(certify.entry_bounds, "views", lambda *args: None)
     wanted = margins(relax(graph, x, threat, adaptive_slope), torch.tensor([0, 1, 2]))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
 
@@ -134,7 +134,7 @@ def test_gradients_pass_through_windows_as_through_planes(family, monkeypatch):
         return torch.autograd.grad(lower.sum(), parameters)
 
     found = slopes()
-    monkeypatch.setattr(certify.backward, "views", lambda *args: None)
+    monkeypatch.setattr(certify.entry_bounds, "views", lambda *args: None)
     for mine, theirs in zip(found, slopes(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-9)
 

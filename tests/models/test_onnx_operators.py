@@ -128,14 +128,7 @@ def test_an_exported_module_comes_back(name: str, opset: int, tmp_path: Path) ->
     x = points(5, 1, 8, 8).float()
     with torch.no_grad():
         assert torch.allclose(back.network(x), network(x), atol=1e-5)
-    if name != "decoder":
-        with pytest.raises(UserError, match="operation '"):
-            Crown().run(
-                model(back.network, classes=3), batch(2, (1, 8, 8), classes=3), ThreatModel("linf", 0.1),
-                Randomness(0),
-            )  # fmt: skip
-    else:
-        check_bounds(back)
+    check_bounds(back)
 
 
 def test_the_shipped_maxout_network_is_read_and_bounded(tmp_path: Path) -> None:
