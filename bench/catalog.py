@@ -46,7 +46,10 @@ class Entry(BaseModel):
 
 
 class Catalog(BaseModel):
-    """Every registered component by kind and name; `refuses` of a defence maps models to reasons."""
+    """Every registered component by kind and name; `refuses` of a defence maps models to reasons.
+
+    operations are what certificates understand of a network, by PyTorch's names.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,6 +58,7 @@ class Catalog(BaseModel):
     attacks: dict[str, Entry]
     certificates: dict[str, Entry]
     data: dict[str, Entry]
+    operations: dict[str, Entry]
 
 
 def load() -> Catalog:

@@ -38,6 +38,7 @@ class Kind(StrEnum):
     certificates = "certificates"
     models = "models"
     data = "data"
+    operations = "operations"
     matrices = "matrices"
     weights = "weights"
 
@@ -114,7 +115,7 @@ def list_(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """List attacks, defenses, certificates, models, data or matrices, or the weights that ship."""
+    """List what is registered, what certificates understand of a network, or the weights that ship."""
     finish("catalogue", kind.value, json)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from attacks.base import ATTACKS
 from bench.catalog import Catalog, Entry, plain
 from certify.base import CERTIFIERS
+from certify.rules.table import RULES, Rule
 from defenses.base import DEFENSES, Defense
 from defenses.inputs import INPUT_DEFENSES, InputDefense
 from models.architecture import MODELS, Architecture
@@ -20,6 +21,10 @@ from models.discover import import_modules
 
 for room in ("models", "attacks", "certify", "defenses"):
     import_modules(room)
+
+
+# Python's names of operators that change a value in place.
+IN_PLACE = {"iadd", "imul", "isub", "itruediv"}
 
 
 def first_line(thing: Any) -> str:
@@ -46,7 +51,23 @@ def catalog() -> Catalog:
         attacks={name: _attack(name) for name in ATTACKS},
         certificates={name: _certificate(name) for name in CERTIFIERS},
         data={name: Entry(name=name, summary=first_line(DATA[name]), paper="") for name in DATA},
+        operations=_operations(),
     )
+
+
+def _operations() -> dict[str, Entry]:
+    """The layers, functions and methods that certificates understand, those of one rule together."""
+    names: dict[Rule, list[str]] = {}
+    for target, build in RULES.items():
+        own = target if isinstance(target, str) else target.__name__
+        name = f"nn.{own}" if isinstance(target, type) and issubclass(target, nn.Module) else own
+        if not own.startswith("_") and not own.endswith("_") and own not in IN_PLACE:
+            names.setdefault(build, []).append(name)
+    entries = [
+        Entry(name=", ".join(sorted(set(found))), summary=first_line(build), paper="")
+        for build, found in names.items()
+    ]
+    return {entry.name: entry for entry in sorted(entries, key=lambda entry: entry.name.lower())}
 
 
 def _model(name: str) -> Entry:

@@ -43,8 +43,8 @@ def execute(kind: str, as_json: bool) -> int:
         print(json.dumps([entry.model_dump(mode="json") for entry in entries], indent=2))
         return 0
     table = Table()
-    bare = kind in ("matrices", "data", "weights")
-    table.add_column("name", no_wrap=kind != "weights", overflow="fold")
+    bare = kind in ("matrices", "data", "operations", "weights")
+    table.add_column("name", no_wrap=kind not in ("operations", "weights"), overflow="fold")
     judges = kind in ("attacks", "certificates")
     if judges:
         table.add_column("norms")

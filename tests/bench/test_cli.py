@@ -83,6 +83,19 @@ def test_lists_are_the_registries(kind: str, capsys: pytest.CaptureFixture[str])
     assert [name for name in known if name not in table] == []
 
 
+def test_what_certificates_understand_is_listed_by_torchs_names(capsys: pytest.CaptureFixture[str]) -> None:
+    code, shown, _ = inside(capsys, "list", "operations", "--json")
+    assert code == 0
+    entries = {entry["name"]: entry["summary"] for entry in json.loads(shown)}
+    named = {name for names in entries for name in names.split(", ")}
+    assert {"nn.Conv2d", "conv2d", "nn.MultiheadAttention", "softmax", "relu", "getitem"} <= named
+    assert all(entries.values())
+    assert not any(name.endswith("_") for name in named)
+    code, table, _ = inside(capsys, "list", "operations")
+    assert code == 0
+    assert "nn.LayerNorm" in table
+
+
 def test_the_weights_that_ship_are_listed_with_what_their_cards_say(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
