@@ -37,6 +37,7 @@ import certify.rules.turning
 import certify.rules.upsampling
 import certify.rules.vector_norm  # noqa: F401
 from certify.constants import constant_of
+from certify.encoders import COMPOSED
 from certify.endings import without_log_softmax
 from certify.gates import with_gates_named
 from certify.rules.extremes import finds_places
@@ -95,9 +96,16 @@ class Graph:
 
 
 class _Tracer(fx.Tracer):
-    """Keeps PyTorch's own layers whole, and steps into everything else."""
+    """Keeps PyTorch's own layers whole, those made of others excepted, and steps into everything else."""
 
     proxy_buffer_attributes = True
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if type(m) in COMPOSED and not m._forward_hooks and not m._forward_pre_hooks:
+            return COMPOSED[type(m)](m, *args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, nn.Sequential):
@@ -142,7 +150,7 @@ def _traced(root: nn.Module, name: str) -> fx.Graph:
 
 
 def _is_layer(network: nn.Module) -> bool:
-    return type(network) in RULES or parametrize.is_parametrized(network)
+    return type(network) in RULES or type(network) in COMPOSED or parametrize.is_parametrized(network)
 
 
 class _Builder:

@@ -118,6 +118,32 @@ def test_a_class_token_is_not_mixed_up_between_samples() -> None:
     assert torch.allclose(together[3:4], alone, atol=1e-9)
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_encoders_of_torch_are_what_they_compute(first: bool, activation: str) -> None:
+    torch.manual_seed(1)
+    layer = nn.TransformerEncoderLayer(
+        8, 2, 12, dropout=0.3, activation=activation, batch_first=True, norm_first=first
+    )
+    agrees(nn.Sequential(layer), 5, 8)
+    agrees(layer, 5, 8)
+    whole = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(8), enable_nested_tensor=False)
+    agrees(nn.Sequential(nn.Linear(6, 8), whole), 5, 6)
+
+
+def test_an_encoder_with_a_mask_is_refused() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x, src_mask=torch.zeros(5, 5))
+
+    with pytest.raises(UserError, match="encoder with a mask"):
+        trace(Masked().eval())
+
+
 class Weights(nn.Module):
     def __init__(self, **settings: object) -> None:
         super().__init__()
