@@ -77,6 +77,9 @@ def climbed(
         with torch.set_grad_enabled(turn < steps):
             value = relaxation.select(open_).with_alpha(leaves).lower(node, rows[open_])
         best[open_] = torch.maximum(best[open_], value.detach())
+        if turn < steps and not value.requires_grad:
+            # Nothing that climbs stands before the node.
+            break
         if turn < steps:
             ones = torch.ones_like(value)
             found = torch.autograd.grad(value, list(leaves.values()), ones, allow_unused=True)

@@ -214,3 +214,27 @@ def test_samples_are_never_broadcast() -> None:
         trace(Forward(lambda x: x + x[:, :3])).values(torch.zeros(2, 4))
     with pytest.raises(UserError, match="as many dimensions"):
         trace(Forward(lambda x: x * x[:, :, 0])).values(torch.zeros(2, 2, 2))
+
+
+class Apart(nn.Module):
+    """Slopes climb in one branch, while before the curve of the other none does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.first, self.second = nn.Linear(2, 5), nn.Linear(2, 5)
+        self.between, self.head = nn.Linear(5, 5), nn.Linear(5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.first(x)) + torch.tanh(self.between(torch.sin(3 * self.second(x)))))
+
+
+def test_ranges_that_no_slope_moves_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "FEW_INPUTS", 0)
+    network, end = Apart().double(), torch.full((2,), 0.7, dtype=DOUBLE)
+    axis = torch.linspace(-0.7, 0.7, 301, dtype=DOUBLE)
+    with torch.no_grad():
+        least = float(network(torch.cartesian_prod(axis, axis)).min())
+    for shift, expected in ((-0.02, "certified"), (1e-6, "broken")):
+        clause = Clause(torch.ones(1, 1, dtype=DOUBLE), torch.tensor([-(least + shift)]).double())
+        assert settle(network, Property(-end, end, (clause,)), seconds=60.0).status == expected
