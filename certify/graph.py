@@ -210,7 +210,12 @@ class _Builder:
         known = constant_of(node, args, kwargs, self._sizes)
         if known is not None:
             return known
-        if args and isinstance(args[0], Several) and node.target is operator.getitem:
+        if (
+            args
+            and isinstance(args[0], Several)
+            and node.target is operator.getitem
+            and isinstance(args[1], int)
+        ):
             # Unpacking asks for every part, also for those that nobody uses.
             return self._append(args[0].part(args[1])) if node.users else Places()
         module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None

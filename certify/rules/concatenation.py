@@ -11,7 +11,8 @@ from torch import Tensor
 
 from certify.bounds import Interval, dot
 from certify.rules.operation import Affine, after_samples
-from certify.rules.table import Call, Constant, Step, like, rule
+from certify.rules.shape import Reshape
+from certify.rules.table import Call, Constant, Plan, Several, Step, like, rule
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def concatenate(call: Call) -> Step | list[Step]:
     """torch.cat of values and constants along a dimension after the samples'."""
     given = call.bind("tensors", dim=0)
     parts, dim = given["tensors"], given["dim"]
+    if isinstance(parts, Several):
+        call.value(parts)
     if not isinstance(dim, int) or dim == 0:
         call.refuse("must join along a dimension after the samples': name one >= 1")
     if not any(isinstance(part, Constant) for part in parts):
@@ -96,3 +99,16 @@ def concatenate(call: Call) -> Step | list[Step]:
         else:
             steps.append((Concatenate(dim), (-1, call.value(part))))
     return [*steps, *((Extended(dim, part.read, True), (-1,)) for part in reversed(parts[:first]))]
+
+
+@rule(torch.stack)
+def stack(call: Call) -> list[Step]:
+    """torch.stack of values along a new dimension after the samples'."""
+    given, plan = call.bind("tensors", dim=0), Plan()
+    parts, dim = given["tensors"], given["dim"]
+    if not isinstance(dim, int) or dim == 0:
+        call.refuse("must join along a dimension after the samples': name one >= 1")
+    sources = [call.value(part) for part in ([parts] if isinstance(parts, Several) else parts)]
+    apart = Reshape(lambda values: values.unsqueeze(after_samples(dim, values.dim() + 1)))
+    plan.add(Concatenate(dim), *[plan.add(apart, source) for source in sources])
+    return plan.steps

@@ -142,12 +142,13 @@ def transpose(call: Call) -> Step:
 def getitem(call: Call) -> Step:
     """x[:, ...] with integers, slices and None after the samples' own."""
     value, index = call.args
+    source = call.value(value)
     parts = index if isinstance(index, tuple) else (index,)
     if not parts or parts[0] not in (slice(None), ...):
         call.refuse("picks some of the samples: start the index with ':'")
     if not all(map(_readable, parts)):
         call.refuse("has an index that the certificates cannot read: use integers and slices of integers")
-    return Slice(tuple(parts[1:] if parts[0] != ... else parts)), (call.value(value),)
+    return Slice(tuple(parts[1:] if parts[0] != ... else parts)), (source,)
 
 
 def _readable(part: Any) -> bool:

@@ -157,6 +157,7 @@ SUMS = {
     "heads": lambda x: x.unflatten(2, (2, 2)) @ x.unflatten(2, (2, 2)).transpose(-1, -2),
     "powers": lambda x: x**3 + x**4 - x**5 + x**6 / 7 + x**7 + x**1,
     "powers of what is positive": lambda x: (x.abs() + 1) ** 0.5 + (1 + x**2) ** -0.5 + (x**2 + 2) ** -2,
+    "stacked": lambda x: torch.stack([x, 2 * x, x.sin()], 2) * torch.stack([x], -2),
     "every index": lambda x: x[..., 0, None] + x[:, None, :, 1].transpose(1, 2),
 }
 
