@@ -82,12 +82,20 @@ def _model(name: str) -> Entry:
 
 
 def _neurons(architecture: Architecture) -> int:
-    """How many outputs the linear and convolutional layers of a network have together."""
+    """How many outputs linear and convolutional layers have, and products and shares attention."""
     counts: list[int] = []
     network = architecture.build().eval()
+
+    def count(module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(module, nn.MultiheadAttention):
+            tokens = output[0].shape[1]
+            counts.append(module.num_heads * tokens**2 * (2 * module.head_dim + tokens))
+        else:
+            counts.append(output[0].numel())
+
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(lambda _module, _inputs, output: counts.append(output[0].numel()))
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.MultiheadAttention):
+            module.register_forward_hook(count)
     with torch.no_grad():
         network(torch.zeros(1, *architecture.input_shape))
     return sum(counts)
