@@ -22,6 +22,9 @@ FOLDABLE_METHODS = {
 # These take the samples' number first, and one sample of a constant stands for all.
 REPEATING = {"expand", "repeat"}
 
+# Where arithmetic on numbers is from.
+PYTHON = {"_operator", "builtins", "math"}
+
 Sizes = Callable[[Value], torch.Size]
 
 
@@ -51,8 +54,12 @@ def constant_of(
         return len(sizes(args[0])) + 1
     if isinstance(args[0], Shape) and node.target is operator.getitem:
         return _size(args[0], args[1], sizes)
-    if node.op == "call_function" and _is_plain(args) and not kwargs and callable(node.target):
-        return True if node.target is torch._assert else node.target(*args)
+    if (
+        node.op == "call_function"
+        and not kwargs
+        and all(isinstance(part, int | float | str) for part in args)
+    ):
+        return _number(node, args)
     return _folded(node, args, kwargs) if _folds(node, args, kwargs) else None
 
 
@@ -63,9 +70,13 @@ def _size(shape: Shape, index: Any, sizes: Sizes) -> BatchSize | int | tuple[int
     return whole[index]
 
 
-def _is_plain(args: tuple[Any, ...]) -> bool:
-    """Whether all arguments are numbers, and what is asserted of them: nothing of the network."""
-    return all(isinstance(part, int | float | str) for part in args)
+def _number(node: fx.Node, args: tuple[Any, ...]) -> Any:
+    """What Python makes of numbers; nothing of what PyTorch does, which may be random."""
+    if node.target is torch._assert:
+        return True
+    if callable(node.target) and getattr(node.target, "__module__", "") in PYTHON:
+        return node.target(*args)
+    return None
 
 
 def _folds(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from certify.bounds import Interval, dot
 from certify.rules.operation import Affine, after_samples
 from certify.rules.shape import Reshape
 from certify.rules.table import Call, Constant, Plan, Several, Step, like, rule
+from models.errors import NotApplicable
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Extended(Affine):
     copies = True
 
     def _joined(self, values: Tensor, constant: Tensor) -> Tensor:
+        if constant.dim() != values.dim() or constant.shape[0] != 1:
+            raise NotApplicable(
+                f"a constant of shape {tuple(constant.shape)} is joined to values of shape "
+                f"{tuple(values.shape[1:])}: the certificates need one that is the same for all samples"
+            )
         constant = constant.expand(len(values), *constant.shape[1:])
         place = after_samples(self.dim, values.dim())
         return torch.cat([constant, values] if self.before else [values, constant], place)

@@ -53,6 +53,15 @@ def agrees(network: nn.Module, *shape: int) -> None:
     assert torch.allclose(trace(network, like=x).values(x)[-1], network(x), atol=1e-12)
 
 
+def test_numbers_drawn_by_a_size_are_no_constants() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand(x.shape[1])
+
+    with pytest.raises(UserError, match="rand"):
+        trace(Noisy(), like=torch.zeros(1, 4))
+
+
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_attention_spelled_out_is_torchs(heads: int) -> None:
     agrees(Spelled(heads), 5, 8)

@@ -217,6 +217,19 @@ def test_samples_are_never_broadcast() -> None:
         trace(Forward(lambda x: x * x[:, :, 0])).values(torch.zeros(2, 2, 2))
 
 
+def test_a_constant_of_each_sample_is_joined_to_none() -> None:
+    class Tagged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tag = nn.Parameter(torch.ones(2, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x, self.tag], 1)
+
+    with pytest.raises(UserError, match="same for all samples"):
+        trace(Tagged()).values(torch.zeros(2, 4))
+
+
 class Apart(nn.Module):
     """Slopes climb in one branch, while before the curve of the other none does."""
 
