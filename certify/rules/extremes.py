@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from certify.bounds import Interval
 from certify.rules.activation import clamped
 from certify.rules.arithmetic import NEGATED
-from certify.rules.operation import Affine, Operation, broadcast_shape, gathered, repeated
+from certify.rules.operation import Affine, Operation, broadcast_shape, check_enlarged, gathered, repeated
 from certify.rules.selection import LargestOver
 from certify.rules.table import Call, Constant, Step, Value, rule
 
@@ -26,6 +26,7 @@ class Stack(Affine):
 
     def forward(self, *values: Tensor) -> Tensor:
         whole = broadcast_shape(values, "joined")
+        check_enlarged(whole, max(value[0].numel() for value in values))
         return torch.stack([value.expand(-1, *whole) for value in values], 1)
 
     def interval(self, *inputs: Interval) -> Interval:

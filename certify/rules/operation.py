@@ -14,6 +14,9 @@ from torch import Tensor
 from certify.bounds import Interval, dot, entries
 from models.errors import NotApplicable
 
+# What pairs of a sample's values a step may make: all are kept for all samples of a batch, in every layer.
+MOST_ENTRIES = 2**18
+
 
 class Operation(ABC):
     """One step of a network, from values (n, ...) to a value (n, ...); samples never mix.
@@ -239,6 +242,15 @@ def broadcast_shape(values: Sequence[Tensor], purpose: str) -> torch.Size:
             "many dimensions each"
         )
     return whole[1:]
+
+
+def check_enlarged(shape: torch.Size, before: int) -> None:
+    """Raises NotApplicable where a step makes far more entries of a sample than it has `before` it."""
+    if shape.numel() > max(MOST_ENTRIES, 4 * before):
+        raise NotApplicable(
+            f"multiplies or compares {shape.numel():,} pairs of values in one step: the certificates take "
+            f"{MOST_ENTRIES:,}, so that attention is understood over some dozens of tokens"
+        )
 
 
 def after_samples(dim: int, total: int) -> int:

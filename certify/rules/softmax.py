@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from certify.bounds import Interval
 from certify.rules.arithmetic import NEGATED
 from certify.rules.convex import Convex
-from certify.rules.operation import Affine, Operation
+from certify.rules.operation import Affine, Operation, check_enlarged
 from certify.rules.pooling import Gather
 from certify.rules.table import Call, rule
 from models.errors import NotApplicable
@@ -32,6 +32,8 @@ class Differences(Affine):
 
     def _apart(self, high: Tensor, low: Tensor) -> Tensor:
         place = self._place(high.dim())
+        whole = (*high.shape[1 : place + 1], *high.shape[place:])
+        check_enlarged(torch.Size(whole), high[0].numel())
         return high.unsqueeze(place) - low.unsqueeze(place + 1)
 
     def forward(self, *values: Tensor) -> Tensor:

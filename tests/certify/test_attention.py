@@ -153,6 +153,22 @@ def test_an_encoder_with_a_mask_is_refused() -> None:
         trace(Masked().eval())
 
 
+@pytest.mark.parametrize(("count", "fits"), [(40, True), (70, False)])
+def test_attention_over_too_many_tokens_is_refused_before_memory_runs_out(count: int, fits: bool) -> None:
+    x = torch.zeros(1, count, 8)
+    graph = trace(nn.Sequential(Spelled(2)), like=x)
+    if fits:
+        assert graph.values(x)[-1].shape == x.shape
+    else:
+        with pytest.raises(UserError, match="dozens of tokens"):
+            graph.values(x)
+
+
+def test_a_wide_softmax_at_the_end_of_many_classes_fits() -> None:
+    graph = trace(nn.Sequential(nn.Softmax(1), nn.Linear(500, 2)))
+    assert graph.values(torch.zeros(2, 500))[-1].shape == (2, 2)
+
+
 class Weights(nn.Module):
     def __init__(self, **settings: object) -> None:
         super().__init__()
