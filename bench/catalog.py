@@ -58,7 +58,7 @@ class Catalog(BaseModel):
     attacks: dict[str, Entry]
     certificates: dict[str, Entry]
     data: dict[str, Entry]
-    operations: dict[str, Entry]
+    operations: dict[str, Entry] = {}
 
 
 def load() -> Catalog:
