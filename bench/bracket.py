@@ -15,7 +15,8 @@ from torch import Tensor
 from attacks.base import ATTACKS, Attack
 from bench.clock import Clock, TimeIsUp
 from certify.base import CERTIFIERS, Certifier
-from certify.effort import backward_multiplications
+from certify.crown_ibp import CrownIBP
+from certify.effort import backward_multiplications, margin_multiplications
 from models.base import Batch, Classifier, frozen
 from models.discover import import_modules
 from models.errors import NotApplicable, UserError
@@ -28,7 +29,7 @@ for room in ("attacks", "certify"):
     import_modules(room)
 
 ATTACK_ORDER = ("fgsm", "strongest", "rotation-translation", "lighting", "corruptions", "patch", "rp2")
-CERTIFICATE_ORDER = ("ibp", "polytope", "crown", "alpha-crown", "parameter-split")
+CERTIFICATE_ORDER = ("ibp", "crown-ibp", "polytope", "crown", "alpha-crown", "parameter-split")
 EXAMPLES = {"attack": "pgd(steps=100)", "certificate": "exact(seconds=5)"}
 COLUMNS = ["index", "judge", "kind", "success", "distance", "lower", "certified", "seconds"]
 # Multiplications an image: some six seconds of a core. `lenet` takes a sixth of it.
@@ -65,19 +66,28 @@ class Judges:
 
     def affordable(self, model: Classifier, batch: Batch) -> tuple[Judges, list[str]]:
         """These without the usual certificates that would take minutes an image, and a line that says so."""
-        wide = [name for name, judge in self.certificates.items() if judge.wide_cost is not None]
-        if self.chosen or not wide:
+        if self.chosen:
             return self, []
-        try:
-            work = backward_multiplications(model, batch)
-        except UserError:
-            work = 0.0  # each certificate says for itself why it cannot
-        if work <= AFFORDABLE:
-            return self, []
-        names = ", ".join(wide)
-        line = f"certificates {names} left out at {work:.0e} multiplications an image: name them to run"
-        kept = {name: judge for name, judge in self.certificates.items() if name not in wide}
-        return replace(self, certificates=kept), [line]
+        kept, lines = dict(self.certificates), []
+        for effort in (margin_multiplications, backward_multiplications):
+            names = [name for name in kept if _bounded_by(kept[name]) is effort]
+            try:
+                work = effort(model, batch) if names else 0.0
+            except UserError:
+                break  # each certificate says for itself why it cannot
+            if work > AFFORDABLE:
+                kept = {name: judge for name, judge in kept.items() if name not in names}
+                kind, them = ("certificates", "them") if len(names) > 1 else ("certificate", "it")
+                at = f"{work:.0e} multiplications an image"
+                lines.append(f"{kind} {', '.join(names)} left out at {at}: name {them} to run")
+        return replace(self, certificates=kept), lines
+
+
+def _bounded_by(judge: Certifier) -> Callable[[Classifier, Batch], float] | None:
+    """What tells the work of a usual certificate that may take minutes an image."""
+    if judge.wide_cost is not None:
+        return backward_multiplications
+    return margin_multiplications if isinstance(judge, CrownIBP) else None
 
 
 def _named(

@@ -79,11 +79,10 @@ def margins(relaxation: Relaxation, y: Tensor) -> Tensor:
     """Lower bounds (n, classes) on z_y - z_j, 0 in column y."""
     classes = relaxation.graph.num_classes(relaxation.x)
     rows = margin_rows(y, classes, relaxation.x.dtype)
-    size = max(1, rows_at_once(relaxation.graph, relaxation.x, 1) // classes)
-    last = len(relaxation.graph.nodes) - 1
-    return torch.cat(
-        [
-            relaxation.select(slice(start, start + size)).lower(last, rows[start : start + size])
-            for start in range(0, len(rows), size)
-        ]
-    )
+    room = rows_at_once(relaxation.graph, relaxation.x, 1)
+    size, last, found = max(1, room // classes), len(relaxation.graph.nodes) - 1, []
+    for start in range(0, len(rows), size):
+        some = slice(start, start + size)
+        parts = rows[some].split(max(room // size, 1), 1)
+        found.append(torch.cat([relaxation.select(some).lower(last, part) for part in parts], 1))
+    return torch.cat(found)

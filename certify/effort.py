@@ -35,6 +35,13 @@ def backward_multiplications(model: Classifier, batch: Batch) -> float:
     return sum(shapes[j].numel() * _pass(graph, x, j, steps) for j in read)
 
 
+def margin_multiplications(model: Classifier, batch: Batch) -> float:
+    """The multiplications of one backward pass for every class of one image. Raises what `prepare` raises."""
+    graph, x = prepare(model, batch.x[:1])
+    with torch.no_grad():
+        return graph.num_classes(x) * sum(_steps(graph, x))
+
+
 def _steps(graph: Graph, x: Tensor) -> Iterator[float]:
     """The multiplications of every node on one image."""
     values = [x]

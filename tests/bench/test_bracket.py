@@ -15,7 +15,7 @@ import bench.clock
 from attacks.pgd import PGD
 from bench import evaluate
 from bench.bracket import COLUMNS, Judges, judge_all
-from certify.effort import backward_multiplications
+from certify.effort import backward_multiplications, margin_multiplications
 from models.base import Batch, Classifier
 from models.errors import UserError
 from models.randomness import Randomness
@@ -150,10 +150,17 @@ def test_usual_certificates_that_take_minutes_are_left_out_by_name_they_run(
     assert not usual.flags
     monkeypatch.setattr(bench.bracket, "AFFORDABLE", 2000)
     cheap = evaluate(network, x, y, eps=0.05, attacks=["fgsm"])
-    assert set(cheap.outcomes["judge"]) == {"fgsm", "ibp"}
+    assert set(cheap.outcomes["judge"]) == {"fgsm", "ibp", "crown-ibp"}
     left_out = "certificates polytope, crown, alpha-crown left out at 2e+03 multiplications an image"
     assert [flag for flag in cheap.flags if left_out in flag]
     assert usual.attacked == cheap.attacked
+    # One pass for 3 classes through 16 x 12 and 12 x 3 multiplications.
+    assert margin_multiplications(Classifier(network, num_classes=3), batch) == 3 * (16 * 12 + 12 * 3)
+    monkeypatch.setattr(bench.bracket, "AFFORDABLE", 600)
+    least = evaluate(network, x, y, eps=0.05, attacks=["fgsm"])
+    assert set(least.outcomes["judge"]) == {"fgsm", "ibp"}
+    alone = "certificate crown-ibp left out at 7e+02 multiplications an image: name it to run"
+    assert [flag for flag in least.flags if flag == alone]
     named = evaluate(network, x, y, eps=0.05, attacks=["fgsm"], certificates=["crown"])
     assert set(named.outcomes["judge"]) == {"fgsm", "crown"}
 

@@ -16,7 +16,7 @@ from tests.certify.builders import FAMILIES, batch, model, smallest_margins, sma
 
 import_modules("certify")
 PROOFS = [name for name in CERTIFIERS if CERTIFIERS[name].confidence == 1.0]
-UNIVERSAL = ("ibp", "polytope", "crown")
+UNIVERSAL = ("ibp", "crown-ibp", "polytope", "crown")
 EPS = {"linf": 0.05, "l2": 0.3, "l1": 0.6}
 EPS |= {
     "spatial": 0.1,

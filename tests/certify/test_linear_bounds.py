@@ -13,6 +13,7 @@ from certify.alpha_crown import AlphaCrown
 from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.base import CERTIFIERS
 from certify.crown import Crown
+from certify.crown_ibp import CrownIBP
 from certify.graph import trace
 from certify.ibp import IntervalBounds, interval_margins
 from certify.lp import LinearProgram
@@ -24,7 +25,7 @@ from models.randomness import Randomness
 from models.threat import Box, ThreatModel
 from tests.certify.builders import FAMILIES, batch, margins_of, mlp, model, smallest_margins
 
-BOUNDS = [IntervalBounds(), Polytope(), Crown(), LinearProgram(only_open=False), AlphaCrown()]
+BOUNDS = [IntervalBounds(), Polytope(), Crown(), CrownIBP(), LinearProgram(only_open=False), AlphaCrown()]
 NAMES = [bound.name for bound in BOUNDS]
 WIDE = Box(-torch.inf, torch.inf)
 
@@ -38,7 +39,7 @@ def others(data, classes=3):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("certifier", BOUNDS[:3], ids=NAMES[:3])
+@pytest.mark.parametrize("certifier", BOUNDS[:4], ids=NAMES[:4])
 @pytest.mark.parametrize("box", [Box(0, 1), WIDE], ids=["box", "ball"])
 def test_a_linear_network_has_the_dual_norms_closed_form(certifier, norm, box):
     judged, data = model(mlp(72, 3)), batch()
@@ -52,7 +53,7 @@ def test_a_linear_network_has_the_dual_norms_closed_form(certifier, norm, box):
     assert torch.allclose(lower[others(data)], exact[others(data)], atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("certifier", BOUNDS[:3], ids=NAMES[:3])
+@pytest.mark.parametrize("certifier", BOUNDS[:4], ids=NAMES[:4])
 def test_a_linear_network_in_the_box_is_exact_for_linf_and_never_looser_than_the_ball(certifier):
     judged, data = model(mlp(72, 3)), batch()
     weight = judged.network[1].weight.detach().double()
@@ -70,7 +71,7 @@ def test_a_linear_network_in_the_box_is_exact_for_linf_and_never_looser_than_the
         assert (inside - outside)[others(data)].min() >= -1e-9
 
 
-@pytest.mark.parametrize("certifier", BOUNDS[:3], ids=NAMES[:3])
+@pytest.mark.parametrize("certifier", BOUNDS[:4], ids=NAMES[:4])
 def test_the_whole_cube_is_bounded_by_the_box_alone(certifier):
     judged, data = model("mlp"), batch()
     wide = run(certifier, judged, data, ThreatModel("linf", 2.0)).lower
@@ -120,12 +121,12 @@ def test_no_bound_exceeds_the_exact_minimum_and_lp_is_the_tightest(seed):
     lower = {certifier.name: run(certifier, judged, data, threat).lower for certifier in BOUNDS}
     for name in NAMES:
         assert (exact - lower[name])[mask].min() >= -1e-7, name
-    for name in ("ibp", "polytope", "crown", "alpha-crown"):
+    for name in ("ibp", "polytope", "crown", "crown-ibp", "alpha-crown"):
         assert (lower["lp"] - lower[name])[mask].min() >= -1e-9, name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("certifier", BOUNDS[:3], ids=NAMES[:3])
+@pytest.mark.parametrize("certifier", BOUNDS[:4], ids=NAMES[:4])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_eps_zero_gives_the_exact_margins(certifier, family, norm):
     judged, data = model(family), batch()
@@ -175,7 +176,7 @@ def test_permuting_classes_permutes_the_bounds(certifier):
     assert torch.allclose(after, before[:, order], atol=1e-9)
 
 
-@pytest.mark.parametrize("certifier", BOUNDS[:3], ids=NAMES[:3])
+@pytest.mark.parametrize("certifier", BOUNDS[:4], ids=NAMES[:4])
 def test_normalising_inside_equals_normalising_the_data(certifier):
     inside, data = model("normalised"), batch()
     network = inside.network

@@ -183,7 +183,16 @@ def test_tangent_drops_what_points_out_of_the_box():
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("8/255", 8 / 255), ("0.1", 0.1), (0.3, 0.3), (0, 0.0), (None, None)]
+    ("text", "value"),
+    [
+        ("8/255", 8 / 255),
+        ("0.5/255", 0.5 / 255),
+        ("1e-3", 1e-3),
+        ("0.1", 0.1),
+        (0.3, 0.3),
+        (0, 0.0),
+        (None, None),
+    ],
 )
 def test_eps_is_read_exactly(text, value):
     assert parse_eps(text) == value
