@@ -14,6 +14,8 @@ from torch.nn.utils import parametrize
 import certify.rules.activation
 import certify.rules.arithmetic
 import certify.rules.attention
+import certify.rules.choice
+import certify.rules.comparison
 import certify.rules.concatenation
 import certify.rules.convex
 import certify.rules.convolution
@@ -21,6 +23,7 @@ import certify.rules.curve
 import certify.rules.extremes
 import certify.rules.gated
 import certify.rules.hinges
+import certify.rules.jumps
 import certify.rules.linear
 import certify.rules.moments
 import certify.rules.normalisation

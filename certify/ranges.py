@@ -179,7 +179,7 @@ class Layout:
         for i, activation in self.activations.items():
             place = self._place(i)
             here = (places >= place.start) & (places < place.stop)
-            middle = torch.where(here, activation.cut(ends), middle)
+            middle = torch.where(here, activation.cut(ends)[side], middle)
         (upper, lower)[side][rows, places] = middle
         pressure[rows, places] = 0.0
         return Parts(parts.clause, lower, upper, parts.alpha, pressure, parts.weight)

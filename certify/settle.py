@@ -18,6 +18,7 @@ from certify.range_branching import RangeBranching
 from certify.range_refutation import RangeRefutation
 from certify.range_tightening import tightened_ranges
 from certify.relaxation import Relaxation
+from certify.rules.jumps import Jumps
 from certify.settle_folded import REFUTED, settle_folded
 from certify.shared_maxima import with_shared_maxima
 from certify.slopes import climbed
@@ -101,7 +102,7 @@ def settle_case(case: Case, randomness: Randomness) -> str:
             _bound_clauses(case, relaxation)
         if case.done or case.late:
             return "crown"
-        if case.x[0].numel() <= FEW_INPUTS and case.threat.norm == "linf" and _split_inputs(case):
+        if _few_inputs(case) and _split_inputs(case):
             return "input-split"
         clauses = [case.prop.clauses[i] for i in case.open.tolist()]
         try:
@@ -113,6 +114,12 @@ def settle_case(case: Case, randomness: Randomness) -> str:
         if folded.neurons > NEURONS:
             return _on_ranges(case, relaxation)
         return settle_folded(case, folded, targets)
+
+
+def _few_inputs(case: Case) -> bool:
+    """Whether cutting the inputs' box is worth more than cutting ranges, as it is not where values jump."""
+    jumps = any(isinstance(node.operation, Jumps) for node in case.graph.nodes)
+    return case.x[0].numel() <= FEW_INPUTS and case.threat.norm == "linf" and not jumps
 
 
 def _descended(case: Case, randomness: Randomness, *, steps: int, starts: int) -> bool:

@@ -69,8 +69,9 @@ class ReLU(Activation):
         """1 where u >= -l, else 0: the smaller triangle (Zhang et al. 2018, 1811.00866, section 3.3)."""
         return (bounds.upper >= -bounds.lower).to(bounds.lower.dtype)
 
-    def cut(self, bounds: Interval) -> Tensor:
-        return torch.where(self.undecided(bounds), 0.0, bounds.centre)
+    def cut(self, bounds: Interval) -> tuple[Tensor, Tensor]:
+        place = torch.where(self.undecided(bounds), 0.0, bounds.centre)
+        return place, place
 
     def lines(self, bounds: Interval, alpha: Tensor | None) -> Lines:
         # Clamping first makes stable neurons, and l = u = 0, fall out without a division by zero.

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -58,12 +57,6 @@ def softshrink(call: Call) -> list[Step]:
     ]
 
 
-@rule(nn.Hardshrink, F.hardshrink)
-def hardshrink(call: Call) -> Step:
-    """Refused: on which side of a jump a value falls may be decided by rounding, so that no bound is safe."""
-    call.refuse("jumps at its thresholds, which is not understood by the certificates: use Softshrink")
-
-
 @rule(nn.Hardsigmoid, F.hardsigmoid)
 def hardsigmoid(call: Call) -> Step:
     """min(max(z / 6 + 1 / 2, 0), 1)."""
@@ -71,15 +64,3 @@ def hardsigmoid(call: Call) -> Step:
     steps, inputs = clamped(call, value, 0.0, 1.0)
     assert isinstance(steps, tuple)
     return (ScaleShift(scale=lambda: 1 / 6, shift=lambda: 0.5), *steps), inputs
-
-
-@rule(nn.Threshold, F.threshold, torch.threshold)
-def threshold(call: Call) -> Step:
-    """max(z, t), where the value below the threshold t is t itself."""
-    if isinstance(call.module, nn.Threshold):
-        given = call.bind("input") | {"threshold": call.module.threshold, "value": call.module.value}
-    else:
-        given = call.bind("input", "threshold", "value", inplace=False)
-    if given["threshold"] != given["value"]:
-        call.refuse("jumps at its threshold, which is not understood by the certificates")
-    return clamped(call, given["input"], float(given["value"]), None)

@@ -142,9 +142,12 @@ class Relaxed(Operation):
         """The alpha (n, *input) that is expected to leave the smallest gap: touching in the middle."""
         return torch.full_like(bounds.lower, 0.5)
 
-    def cut(self, bounds: Interval) -> Tensor:
-        """Where an entry's range is best cut in two: (n, *input), inside the range."""
-        return bounds.centre
+    def cut(self, bounds: Interval) -> tuple[Tensor, Tensor]:
+        """Where an entry's range is best cut: the end of the lower part and the start of the upper one.
+
+        Both (n, *input) inside the range; the parts may overlap, and leave nothing out.
+        """
+        return bounds.centre, bounds.centre
 
     def gap(self, rows: Tensor, z: Tensor, bounds: Interval, alpha: Tensor | None) -> Tensor:
         """By input entry (n, *input), from rows . value at z to the bound that rows (n, *output) follow."""

@@ -184,3 +184,13 @@ def dropout(call: Call) -> Step:
 def contiguous(call: Call) -> Step:
     """The same entries in another memory layout."""
     return Identity(), (call.value(call.bind("input")["input"]),)
+
+
+@rule("float", "double", "type_as", "to")
+def converted(call: Call) -> Step:
+    """The same numbers as another floating type, of single precision or better, or on another device."""
+    value, *rest = call.args
+    for part in (*rest, *call.kwargs.values()):
+        if isinstance(part, torch.dtype) and part not in (torch.float32, torch.float64):
+            call.refuse(f"rounds to {str(part).removeprefix('torch.')}, which is not understood")
+    return Identity(), (call.value(value),)

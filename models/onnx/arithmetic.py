@@ -25,6 +25,8 @@ PAIRS: dict[str, Callable[..., Any]] = {
     "Less": torch.lt,
     "LessOrEqual": torch.le,
     "Equal": torch.eq,
+    "And": torch.logical_and,
+    "Or": torch.logical_or,
 }
 # Those that PyTorch applies to numbers too; the others need tensors.
 NUMBERS = {"Add", "Sub", "Mul", "Div"}
@@ -47,6 +49,7 @@ UNARY: dict[str, Callable[..., Tensor]] = {
     "Ceil": torch.ceil,
     "Round": torch.round,
     "Sign": torch.sign,
+    "Not": torch.logical_not,
     "Reciprocal": torch.reciprocal,
     "HardSwish": F.hardswish,
     "Mish": F.mish,

@@ -155,6 +155,21 @@ class Multiplied(nn.Module):
         return self.head(x - torch.log(1 + x**2).softmax(1))
 
 
+class Jumping(nn.Module):
+    """Signs, rounding and choices between values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.middle = nn.Conv2d(2, 3, 3, stride=2), nn.Linear(12, 8)
+        self.last, self.head = nn.Linear(8, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (7 * self.conv(x)).round() / 7
+        x = self.middle(torch.sign(x.flatten(1) - 0.11))
+        x = self.last(torch.where(x > 0.13, x, 0.5 - x))
+        return self.head(F.hardshrink(x, 0.2) + (x < -0.21).type_as(x))
+
+
 class Clamped(nn.Module):
     """Values cut from both sides and from one."""
 
@@ -224,6 +239,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     ),
     "rearranged": Rearranged,
     "clamped": Clamped,
+    "jumping": Jumping,
     "bent": Bent,
     "selected": Selected,
     "attentive": Attentive,

@@ -34,7 +34,7 @@ SLOW = (("lp-fast", "linf", "max-pool"), ("lp-fast", "linf", "selected"))
 def test_the_cases_cover_every_proof_norm_and_family():
     assert {"ibp", "polytope", "crown", "lp"} <= set(PROOFS)
     assert len(CASES) == sum(len(CERTIFIERS[name].norms) for name in PROOFS) * len(FAMILIES)
-    assert len(FAMILIES) == 18
+    assert len(FAMILIES) == 19
     assert len(CASES) >= 100
 
 
