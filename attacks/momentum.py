@@ -8,6 +8,7 @@ from torch import Tensor
 
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
+from attacks.directions import PLAIN, Direction
 from attacks.losses import check_loss
 from attacks.pgd import climb_from_clean
 from attacks.targets import LEAST_LIKELY, NONE, check_target
@@ -40,10 +41,14 @@ class Momentum(Attack):
     target: str = NONE
 
     def __post_init__(self) -> None:
-        check_loss(self.loss, "momentum")
-        check_target(self.target, "momentum", NONE, LEAST_LIKELY)
+        check_loss(self.loss, self.name)
+        check_target(self.target, self.name, NONE, LEAST_LIKELY)
         if self.decay < 0 or self.steps < 1:
-            raise UserError(f"momentum needs decay >= 0 and steps >= 1, not {self.decay} and {self.steps}")
+            raise UserError(f"{self.name} needs decay >= 0 and steps >= 1, not {self.decay} and {self.steps}")
+
+    def direction(self, batch: Batch, threat: ThreatModel, randomness: Randomness) -> Direction:
+        """What takes the place of the gradient at the iterate, in one run."""
+        return PLAIN
 
     def propose(
         self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None
@@ -58,4 +63,5 @@ class Momentum(Attack):
             target=self.target,
             early_stop=self.early_stop,
             decay=self.decay,
+            direction=self.direction(batch, threat, randomness),
         )

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
+from attacks.directions import PLAIN, Direction, Iterate, accumulated
 from attacks.losses import aimed, check_loss
 from attacks.targets import LEAST_LIKELY, NONE, check_target, targets
 from models.base import Batch, margin
 from models.errors import UserError
 from models.randomness import Randomness
-from models.threat import ThreatModel, per_sample, vector_norm
+from models.threat import ThreatModel, per_sample
 
 
 def climb(
@@ -31,23 +32,23 @@ def climb(
     early_stop: bool = True,
     target: Tensor | None = None,
     decay: float = 0.0,
+    direction: Direction = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Steepest ascent on the samples `rows`, dropping each one as soon as it is misclassified.
 
-    Returns the misclassified point, or else the last iterate, of every row (k, ...), and
-    whether it was misclassified (k,). The iterates at steps 0..steps are all looked at.
-    Without `early_stop` every sample takes all steps and its iterate of greatest loss is
-    returned: what another model is to be fooled by must lie well behind the boundary.
+    Returns the misclassified point, or else the last iterate, of every row (k, ...), and whether it was
+    misclassified (k,). All iterates are looked at. Without `early_stop` every sample takes all steps and its
+    iterate of greatest loss is returned: what is to fool another model must lie well behind the boundary.
     With classes `target` (k,) being classified as the target takes the place of being misclassified.
-    With `decay` > 0 steps follow the decayed sum of l1-normalised gradients.
+    With `decay` > 0 steps follow the decayed sum of l1-normalised gradients, or of what `direction` gives.
     """
-    best, broken = start.clone(), torch.zeros(len(rows), dtype=torch.bool, device=start.device)
-    highest = torch.full((len(rows),), -torch.inf).to(start)
-    live, z, velocity = torch.arange(len(rows), device=start.device), start, torch.zeros_like(start)
-    project = threat.projection(batch.x[rows])
     mine, y, aim = rows, batch.y[rows], target
+    best, broken = start.clone(), torch.zeros(len(rows), dtype=torch.bool, device=start.device)
+    live, z, velocity = torch.arange(len(rows), device=start.device), start, torch.zeros_like(start)
+    highest, project = torch.full((len(rows),), -torch.inf).to(start), threat.projection(batch.x[rows])
     for step in range(steps + 1):
-        logits, value, gradient = _looked(model, z, mine, aimed(loss, y, aim), last=step == steps)
+        blind = step == steps or direction.elsewhere
+        logits, value, gradient = _looked(model, z, mine, aimed(loss, y, aim), blind=blind)
         won = margin(logits, y) < 0 if aim is None else logits.argmax(1) == aim
         if not early_stop:
             take = value > highest
@@ -60,9 +61,10 @@ def climb(
             aim, project = None if aim is None else aim[~won], threat.projection(batch.x[mine])
         if step == steps or not len(live):
             break
+        values, index = aimed(loss, y, aim), batch.index[mine]
+        gradient = direction(Iterate(model, z, mine, index, step, values, gradient, velocity))
         if decay:
-            length = vector_norm(gradient, "l1").clamp(min=1e-30)
-            gradient = velocity = decay * velocity + gradient / per_sample(length, gradient)
+            gradient = velocity = accumulated(velocity, gradient, decay)
         if threat.norm == "l1":  # The one entry that moves must be one that the box lets move.
             gradient = threat.box.tangent(z, gradient)
         z = project(torch.add(z, threat.steepest(gradient), alpha=step_size))
@@ -70,10 +72,10 @@ def climb(
 
 
 def _looked(
-    model: GradientAccess, z: Tensor, rows: Tensor, values: Callable[[Tensor], Tensor], *, last: bool
+    model: GradientAccess, z: Tensor, rows: Tensor, values: Callable[[Tensor], Tensor], *, blind: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, values and gradients at z; a last look needs no gradients and gets zeros."""
-    if not last:
+    """Logits, values and gradients at z; a blind look needs no gradients and gets zeros."""
+    if not blind:
         return model.gradient(z, rows, values)
     logits = model.logits(z, rows)
     return logits, values(logits), torch.zeros_like(z)
@@ -90,6 +92,7 @@ def climb_from_clean(
     target: str,
     early_stop: bool = True,
     decay: float = 0.0,
+    direction: Direction = PLAIN,
 ) -> Tensor:
     """`climb` for every sample of the batch, from the clean inputs; `target` is an attack's option."""
     found, _ = climb(
@@ -104,6 +107,7 @@ def climb_from_clean(
         early_stop=early_stop,
         target=targets(model, batch, target),
         decay=decay,
+        direction=direction,
     )
     return found
 
