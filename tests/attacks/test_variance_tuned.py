@@ -42,6 +42,7 @@ def test_three_steps_by_hand(norm):
     attack = VarianceTuned(steps=3, decay=0.7, loss="margin", neighbours=4, **FULL)
     found = proposal(attack, model, batch, threat)
     assert len(asked) == 2 * (1 + 4) + 1 + 1
+    assert float((asked[1] - asked[0] - asked[6] + asked[5]).abs().amax((1, 2, 3)).min()) > 0.01
     variance = [torch.zeros_like(batch.x)]
 
     def slope(step, z, velocity):
