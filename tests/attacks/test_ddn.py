@@ -158,6 +158,13 @@ def test_a_model_that_never_errs_keeps_its_inputs():
     assert not bool(search(model, batch).success.any())
 
 
+def test_no_radius_is_longer_than_the_boxs_diagonal():
+    model = mlp()
+    batch = labelled(model, images(10))
+    far, farther = (search(model, batch, radius=radius) for radius in (12**0.5 / 0.9, 1e6))
+    assert torch.equal(far.x_adv, farther.x_adv)
+
+
 @pytest.mark.parametrize("bad", [{"gamma": 0.0}, {"gamma": 0.6}, {"radius": 0.0}, {"steps": 0}])
 def test_bad_settings_are_users_errors(bad):
     with pytest.raises(UserError, match=r"ddn needs 0 < gamma <= 0\.5, radius > 0 and steps >= 1"):
