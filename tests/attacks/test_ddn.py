@@ -152,7 +152,7 @@ def test_a_model_that_never_errs_keeps_its_inputs():
     model = Classifier(Constant(), num_classes=2)
     batch = Batch.of(images(5), torch.zeros(5, dtype=torch.int64))
     view = GradientAccess(model, 5)
-    attack = DecoupledDirectionNorm(steps=2000, gamma=0.5)
+    attack = DecoupledDirectionNorm(steps=300, gamma=0.5)
     found = attack.propose(view, batch, ThreatModel("l2", None), Randomness(0), None)
     assert torch.equal(found, batch.x)
     assert not bool(search(model, batch).success.any())
