@@ -67,7 +67,7 @@ def attack(name: str) -> Attack:
     small = {"nes": {"queries": 1020}, "spsa": {"queries": 1290}, "hopskipjump": {"queries": 1000}}
     small["turtle"] = {"steps": 10, "draws": 2}
     small["rp2"] = {"steps": 10, "draws": 4}
-    small["sparse-rs"] = {"queries": 150}
+    small |= {"sparse-rs": {"queries": 150}, "one-pixel": {"queries": 150, "population": 20}}
     return ATTACKS[name](**small.get(name, {"steps": 10, "draws": 4} if name == "eot" else {}))
 
 
