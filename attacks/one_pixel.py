@@ -67,7 +67,9 @@ class OnePixel(Attack):
     the default "margin" also where the network is so sure that p_y rounds to 1. A sample leaves after the
     first generation that has a misclassified candidate, or at `queries` queries (the paper: 100 generations
     of 400). For l0 a pixel takes as many entries as it has channels; a vector is one row of pixels.
-    The population moves slowly: with few queries a small one reaches farther, and `sparse-rs` farther still.
+    `base` "best" takes the fittest candidate for r1, which SciPy's differential evolution does and the paper
+    does not: a large population moves slowly otherwise. With few queries a small one reaches farther, and
+    `sparse-rs` farther still.
     Source: Su, Vargas, Sakurai 2019, 1710.08864, eq. 4 and section III.
     """
 
@@ -79,11 +81,14 @@ class OnePixel(Attack):
     queries: int = 40_000
     population: int = 400
     factor: float = 0.5
+    base: str = "random"
     loss: str = "margin"
 
     def __post_init__(self) -> None:
         if self.population < 3 or self.queries < 1 or self.factor <= 0:
             raise UserError("one-pixel needs population >= 3, queries >= 1 and a factor > 0")
+        if self.base not in ("random", "best"):
+            raise UserError(f"one-pixel has no base '{self.base}': write 'random' or 'best'")
         check_loss(self.loss, "one-pixel")
 
     def propose(
@@ -100,7 +105,7 @@ class OnePixel(Attack):
             children, count = genes, min(self.population, self.queries - asked)
             if asked:
                 stream = randomness.child("generation", asked // self.population)
-                children = self._children(genes, batch.index[live], stream)
+                children = self._children(genes, fitness, batch.index[live], stream)
             value, wrong = self._ask(model, batch, live, threat, children[:, :count])
             better = value > fitness[:, :count]
             genes[:, :count] = torch.where(better[:, :, None, None], children[:, :count], genes[:, :count])
@@ -122,10 +127,12 @@ class OnePixel(Attack):
         colour = MEAN + SPREAD * randomness.normal(batch.index, (self.population, pixels, channels))
         return torch.cat([place, colour], 3).clamp(0, 1).to(batch.x)
 
-    def _children(self, genes: Tensor, index: Tensor, randomness: Randomness) -> Tensor:
+    def _children(self, genes: Tensor, fitness: Tensor, index: Tensor, randomness: Randomness) -> Tensor:
         chosen = parents(randomness.uniform(index, (self.population, 3)), self.population)
         sample = torch.arange(len(genes), device=genes.device)[:, None]
         first, second, third = (genes[sample, one] for one in chosen.unbind(2))
+        if self.base == "best":
+            first = genes[sample, fitness.argmax(1, keepdim=True)]
         return (first + self.factor * (second - third)).clamp(0, 1)
 
     def _points(self, x: Tensor, genes: Tensor, threat: ThreatModel) -> Tensor:

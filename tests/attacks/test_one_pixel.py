@@ -74,7 +74,8 @@ class Asked(nn.Module):
         return z
 
 
-def test_a_child_is_r1_plus_half_the_difference_and_the_fitter_one_stays():
+@pytest.mark.parametrize("base", ["random", "best"])
+def test_a_child_is_r1_plus_half_the_difference_and_the_fitter_one_stays(base):
     """Colours alone, on a picture of one pixel: every generation follows from the one before."""
     model = random_linear(3, 3)
     model.network = nn.Sequential(nn.Flatten(), model.network)
@@ -82,15 +83,16 @@ def test_a_child_is_r1_plus_half_the_difference_and_the_fitter_one_stays():
     with torch.no_grad():
         model.network[1].bias[batch.y] += 20.0
     model.network = asked = Asked(model.network)
-    result = run(model, batch, 3, queries=60, population=6)
+    result = run(model, batch, 3, queries=60, population=6, base=base)
     y = int(batch.y)
     colours = [one.flatten(1) for one in asked.points[1:-1]]
     loss = [z.clone().index_fill_(1, batch.y, -torch.inf).amax(1) - z[:, y] for z in asked.answers[1:-1]]
     assert len(colours) == 10
     members, fitness, moved = colours[0], loss[0], 0
     for children, value in zip(colours[1:], loss[1:], strict=True):
+        first = members if base == "random" else members[[int(fitness.argmax())] * 6]
         every = torch.stack(
-            [members[a] + 0.5 * (members[b] - members[c]) for a, b, c in permutations(range(6), 3)]
+            [first[a] + 0.5 * (members[b] - members[c]) for a, b, c in permutations(range(6), 3)]
         )
         away = (every.clamp(0, 1)[None] - children[:, None]).abs().amax(2).amin(1)
         assert float(away.max()) < 1e-6
@@ -205,5 +207,7 @@ def test_bad_settings_are_refused():
     for bad in ({"queries": 0}, {"population": 2}, {"factor": 0.0}):
         with pytest.raises(UserError, match="population >= 3"):
             OnePixel(**bad)
+    with pytest.raises(UserError, match="no base 'l7'"):
+        OnePixel(base="l7")
     with pytest.raises(UserError, match="no loss 'l7'"):
         OnePixel(loss="l7")
