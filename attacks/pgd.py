@@ -61,8 +61,9 @@ def climb(
             aim, project = None if aim is None else aim[~won], threat.projection(batch.x[mine])
         if step == steps or not len(live):
             break
-        values, index = aimed(loss, y, aim), batch.index[mine]
-        gradient = direction(Iterate(model, z, mine, index, step, values, gradient, velocity))
+        if direction is not PLAIN:
+            values, index = aimed(loss, y, aim), batch.index[mine]
+            gradient = direction(Iterate(model, z, mine, index, step, values, gradient, velocity))
         if decay:
             gradient = velocity = accumulated(velocity, gradient, decay)
         if threat.norm == "l1":  # The one entry that moves must be one that the box lets move.

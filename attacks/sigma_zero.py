@@ -14,6 +14,7 @@ from attacks.losses import against, margin_loss, rounding
 from attacks.nearest import Best, closer
 from attacks.unbounded import Adam
 from models.base import Batch
+from models.cost import Cost
 from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import ThreatModel, per_sample, vector_norm
@@ -44,6 +45,7 @@ class SigmaZero(Attack):
     paper = "Cina et al. 2025, 2402.01879"
     norms = ("l0",)
     minimal = True
+    cost = Cost.MEDIUM
 
     steps: int = 300
     rate: float = 1.0
