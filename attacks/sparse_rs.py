@@ -14,6 +14,7 @@ from attacks.losses import clearly_wrong, margin_loss
 from models.base import Batch
 from models.cost import Cost
 from models.errors import UserError
+from models.pixels import FreePixels
 from models.randomness import Randomness
 from models.threat import Box, ThreatModel
 
@@ -45,7 +46,8 @@ def allowed_places(threat: ThreatModel, places: int) -> int:
     """How many of all `places` the threat lets change."""
     if threat.norm == "l0":
         return min(int(threat.radius), places)
-    return max(count for count in range(places + 1) if count / places <= threat.radius)
+    assert isinstance(threat, FreePixels)
+    return threat.count(places)
 
 
 def corners(x: Tensor, place: Tensor, box: Box, index: Tensor, randomness: Randomness) -> Tensor:

@@ -28,8 +28,10 @@ from models.threat import ThreatModel
 for room in ("attacks", "certify"):
     import_modules(room)
 
-ATTACK_ORDER = ("fgsm", "strongest", "rotation-translation", "lighting", "corruptions", "patch", "rp2")
-CERTIFICATE_ORDER = ("ibp", "crown-ibp", "polytope", "crown", "alpha-crown", "parameter-split")
+ATTACK_ORDER = (
+    "fgsm", "strongest", "sigma-zero", "sparse-rs", "rotation-translation", "lighting", "corruptions", "patch", "rp2",
+)  # fmt: skip
+CERTIFICATE_ORDER = ("ibp", "crown-ibp", "polytope", "crown", "alpha-crown", "parameter-split", "window-split")
 EXAMPLES = {"attack": "pgd(steps=100)", "certificate": "exact(seconds=5)"}
 COLUMNS = ["index", "judge", "kind", "success", "distance", "lower", "certified", "seconds"]
 # Multiplications an image: some six seconds of a core. `lenet` takes a sixth of it.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from certify.few import Few
 from models.enclosure import Enclosure
 from models.threat import ThreatModel
 
@@ -61,6 +62,11 @@ def dot(rows: Tensor, values: Tensor) -> Tensor:
     return (entries(rows, 2) @ entries(values, 1).unsqueeze(2)).squeeze(2)
 
 
+def beside(values: Tensor, rows: Tensor) -> Tensor:
+    """(n, ...) as (n, 1, ...) beside rows (n, k, ...); what has k already is left alone."""
+    return values if values.dim() == rows.dim() else values.unsqueeze(1)
+
+
 def least_over_interval(rows: Tensor, interval: Interval) -> Tensor:
     """min of rows . v over lower <= v <= upper: rows (n, k, ...), result (n, k)."""
     return dot(rows, interval.centre) - dot(rows.abs(), interval.radius)
@@ -69,16 +75,26 @@ def least_over_interval(rows: Tensor, interval: Interval) -> Tensor:
 def range_over_threat(rows: Tensor, x: Tensor, threat: ThreatModel) -> Interval:
     """Bounds on rows . x' over the threat set around x: rows (n, k, ...), result (n, k).
 
-    Exact for linf, where ball and box meet in a box, and for an enclosure in no box. For l2 and l1 it is the
+    Exact for linf, where ball and box meet in a box, where few entries may move, and for an enclosure in no
+    box. For l2 and l1 it is the
     better of the ball alone, rows . x -+ eps ||rows||_q by the dual norm q, and the enclosing box alone.
     """
     if isinstance(threat, Enclosure):
         return Interval.around(*threat.reach(rows))
-    return range_over_ball(rows, x, Interval(*threat.bounds(x)), threat)
+    return range_over_ball(rows, x, Interval(*threat.bounds(x)), threat, Few.of(threat, x.shape[1:]))
 
 
-def range_over_ball(rows: Tensor, x: Tensor, box: Interval, threat: ThreatModel) -> Interval:
-    """`range_over_threat` for a ball, given the box (n, ...) that encloses what it shares with its own."""
+def range_over_ball(
+    rows: Tensor, x: Tensor, box: Interval, threat: ThreatModel, few: Few | None = None
+) -> Interval:
+    """`range_over_threat` for a ball, given the box (n, ...) that encloses what it shares with its own.
+
+    Where `few` entries may move it says of the whole input which, and x and rows may be a part of it.
+    """
+    if few is not None:
+        ends = (rows * beside(box.lower - x, rows), rows * beside(box.upper - x, rows))
+        least, most = few.most(-torch.minimum(*ends)), few.most(torch.maximum(*ends))
+        return Interval(dot(rows, x) - least, dot(rows, x) + most)
     enclosing = Interval.around(dot(rows, box.centre), dot(rows.abs(), box.radius))
     if threat.norm == "linf" or threat.eps is None:
         return enclosing

@@ -129,9 +129,9 @@ class Exact(Certifier):
                 steps.append("ibp")
             else:
                 sample = batch[slice(i, i + 1)]
-                accept = _accepted(model, sample, threat)
+                accept = accepted(model, sample, threat)
                 stream, slack = randomness.child(int(sample.index[0])), float(tolerance[i])
-                step, case = self._one(
+                step, case = self.one(
                     graph, x[i : i + 1], int(sample.y[0]), lower[i], threat, slack, accept, stream
                 )
                 steps.append(step)
@@ -139,7 +139,7 @@ class Exact(Certifier):
                     found[i], witness[i] = True, case.witness[0].to(witness)
         return Decision(lower, witness, found, tuple(steps))
 
-    def _one(
+    def one(
         self, graph: Graph, x: Tensor, label: int, lower: Tensor, threat: ThreatModel, tolerance: float,
         accept: Accept, randomness: Randomness,
     ) -> tuple[str, Case]:  # fmt: skip
@@ -155,7 +155,7 @@ class Exact(Certifier):
         return (step if case.done else "open"), case
 
 
-def _accepted(model: Classifier, sample: Batch, threat: ThreatModel) -> Accept:
+def accepted(model: Classifier, sample: Batch, threat: ThreatModel) -> Accept:
     """Rounds a point to the model's precision, inside the threat set; keeps it where it fools the model."""
 
     def accept(point: Tensor) -> Tensor | None:

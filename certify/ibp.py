@@ -9,6 +9,7 @@ from torch import Tensor
 
 from certify.base import Certifier, register_certifier
 from certify.bounds import Interval, least_over_interval, range_over_threat
+from certify.few import NORMS as FEW
 from certify.graph import Graph
 from certify.prepare import prepare
 from certify.rules.operation import Affine
@@ -30,7 +31,8 @@ class IntervalPass:
     The input's interval is the smallest box around ball and box. Up to the first layer that is
     not diagonal, l2 and l1 balls also bound each entry by its row's dual norm:
     W x + b -+ eps ||W_i||_q, which the intervals are intersected with. `exact` holds the nodes
-    affine in the input, whose interval a linear bound need not improve on: only the input in an enclosure.
+    affine in the input, whose interval a linear bound need not improve on: only the input itself in an
+    enclosure, or where few entries may move.
     """
 
     def __init__(self, graph: Graph, x: Tensor, threat: ThreatModel) -> None:
@@ -38,7 +40,8 @@ class IntervalPass:
         self.threat = threat
         self.found: dict[int, Interval] = {0: Interval(*threat.bounds(x))}
         self.exact = {0}
-        self._gains = {} if isinstance(threat, Enclosure) else {0: torch.ones_like(x[:1])}
+        loose = isinstance(threat, Enclosure) or threat.norm in FEW
+        self._gains = {} if loose else {0: torch.ones_like(x[:1])}
         self._centres = {0: x}
 
     def step(self, i: int) -> Interval:

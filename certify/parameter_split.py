@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from certify.backward import adaptive_slope, margins, parallel_slope, relax
 from certify.base import Certifier, Decision, check_seconds, register_certifier
 from certify.graph import Graph
-from certify.ibp import interval_margins
 from certify.prepare import prepare
+from certify.stages import staged_margins
 from models.base import Batch, Classifier, margin
 from models.cost import Cost
 from models.enclosure import Enclosure
@@ -116,18 +115,9 @@ class _Search:
         return self.threat.enclose(x, cells.low, cells.high)
 
     def _bound(self, enclosure: Enclosure) -> Tensor:
-        """Lower bounds (m, classes) of the margins: interval bounds, then crown and polytope where open."""
+        """Lower bounds (m, classes) of the margins."""
         x, y = enclosure.centre, self.sample.y.expand(len(enclosure.centre))
-        with torch.no_grad():
-            lower = interval_margins(self.graph, x, y, enclosure)
-            open_ = (self._others(lower).amin(1) <= self.needed).nonzero()[:, 0]
-            if len(open_):
-                part = enclosure.select(open_)
-                relaxation = relax(self.graph, x[open_], part, parallel_slope, adaptive_slope)
-                both = margins(relaxation, y[open_]), margins(relaxation.with_alpha({}), y[open_])
-                lower[open_] = torch.maximum(lower[open_], torch.maximum(*both))
-        # Where a pass overflows, what comes out of it proves nothing.
-        return lower.masked_fill(~lower.isfinite(), -torch.inf)
+        return staged_margins(self.graph, x, y, enclosure, self.needed)
 
     def _others(self, lower: Tensor) -> Tensor:
         return lower.scatter(1, self.sample.y.expand(len(lower))[:, None], torch.inf)

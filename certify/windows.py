@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from certify.bounds import Interval, range_over_ball, range_over_threat
+from certify.few import Few
 from certify.graph import Graph
 from certify.rules.activation import Activation
 from certify.rules.arithmetic import ScaleShift
@@ -225,7 +226,8 @@ class Windows:
                 self._whole(plane, entries), self.x[samples], self.threat.select(samples)
             )
         lower, upper, x = (self._gather(0, part, entries) for part in (*self.threat.bounds(self.x), self.x))
-        return range_over_ball(plane, x, Interval(lower, upper), self.threat)
+        few = Few.of(self.threat, self.x.shape[1:])
+        return range_over_ball(plane, x, Interval(lower, upper), self.threat, few)
 
     def _whole(self, plane: Tensor, entries: Tensor) -> Tensor:
         """Rows over windows as rows over the whole input."""

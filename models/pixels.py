@@ -40,6 +40,11 @@ class FreePixels(ThreatModel):
         side = torch.maximum(_span(changed.any(2)), _span(changed.any(1)))
         return (side.clamp(max=h) * side.clamp(max=w)).double() / (h * w)
 
+    def count(self, places: int) -> int:
+        """How many of so many pixels a mask may cover."""
+        count = round(self.radius * places)
+        return next(n for n in range(min(count + 1, places), -1, -1) if n / places <= self.radius)
+
     def window(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the largest window of a patch; (0, 0) where not even one pixel is allowed."""
         sides = range(max(height, width), 0, -1)

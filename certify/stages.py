@@ -1,0 +1,29 @@
+"""Lower bounds on margins in two stages: interval bounds, then linear ones where these leave a sample open."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from certify.backward import adaptive_slope, margins, parallel_slope, relax
+from certify.graph import Graph
+from certify.ibp import interval_margins
+from models.threat import ThreatModel
+
+
+def others(lower: Tensor, y: Tensor) -> Tensor:
+    """The least bound (n,) of lower (n, classes) over the classes that are not the label y (n,)."""
+    return lower.scatter(1, y[:, None], torch.inf).amin(1)
+
+
+def staged_margins(graph: Graph, x: Tensor, y: Tensor, threat: ThreatModel, needed: float) -> Tensor:
+    """Lower bounds (n, classes) on z_y - z_j: ibp's, and crown's and polytope's where these are not `needed`."""
+    with torch.no_grad():
+        lower = interval_margins(graph, x, y, threat)
+        open_ = (others(lower, y) <= needed).nonzero()[:, 0]
+        if len(open_):
+            relaxation = relax(graph, x[open_], threat.select(open_), parallel_slope, adaptive_slope)
+            both = margins(relaxation, y[open_]), margins(relaxation.with_alpha({}), y[open_])
+            lower[open_] = torch.maximum(lower[open_], torch.maximum(*both))
+    # Where a pass overflows, what comes out of it proves nothing.
+    return lower.masked_fill(~lower.isfinite(), -torch.inf)
