@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from attacks.access import LabelAccess
-from attacks.hopskipjump import HopSkipJump, Oracle, bisect, normals, towards
+from attacks.hopskipjump import HopSkipJump, normals
+from attacks.oracle import Oracle, bisect, towards
 from models.base import Batch, Classifier
 from models.errors import UserError
 from models.randomness import Randomness
