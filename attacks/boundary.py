@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attacks.access import LabelAccess
 from attacks.base import Attack, register_attack
-from attacks.oracle import Oracle, bisect, starts
+from attacks.oracle import HAIR, Oracle, bisect, starts
 from models.base import Batch
 from models.cost import Cost
 from models.errors import UserError
@@ -21,8 +21,6 @@ HALVINGS = 10
 PACE = 0.1
 SOURCE_RATE = 0.5
 MOST, CONVERGED = 0.5, 1e-4
-# Of thousands of points that fool the nearest does so by less than rounding: it is not kept itself.
-HAIR = 1e-5
 
 
 def sideways(x: Tensor, z: Tensor, draw: Tensor, size: Tensor, box: Box) -> Tensor:
@@ -91,7 +89,7 @@ class BoundaryAttack(Attack):
     def propose(
         self, model: LabelAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None
     ) -> Tensor:
-        oracle = Oracle(model, batch, threat, self.queries)
+        oracle = Oracle(model, batch, threat, self.queries, HAIR)
         point, rows = starts(oracle, self.tries, randomness)
         point[rows] = bisect(oracle, point[rows], rows, HALVINGS)
         delta = torch.full((len(batch),), self.orthogonal_step).to(batch.x)
@@ -109,5 +107,5 @@ class BoundaryAttack(Attack):
             won = oracle.wrong(closer, rows_held)
             epsilon[rows_held] = adapted(epsilon[rows_held], won, SOURCE_RATE)
             point[rows_held] = torch.where(per_sample(won, x), closer, tried)
-            oracle.keep(inwards(x[won], tried[won], goal[won] * (1 + HAIR)), rows_held[won])
+            oracle.keep(closer[won], rows_held[won])
         return threat.project(batch.x, oracle.best)

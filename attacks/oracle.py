@@ -10,15 +10,21 @@ from models.base import Batch
 from models.randomness import Randomness
 from models.threat import ThreatModel, per_sample, vector_norm
 
+HAIR = 1e-5
+
 
 class Oracle:
     """Says which points are misclassified, to at most `queries` questions a sample, and keeps the nearest.
 
     best (n, ...) is the nearest misclassified point seen by `keep`, the clean input before the first one.
+    Of very many points the nearest fools by less than rounding: with `hair` what is noted lies farther from
+    the input by that share of its distance.
     """
 
-    def __init__(self, model: LabelAccess, batch: Batch, threat: ThreatModel, queries: int) -> None:
-        self.model, self.batch, self.threat = model, batch, threat
+    def __init__(
+        self, model: LabelAccess, batch: Batch, threat: ThreatModel, queries: int, hair: float = 0.0
+    ) -> None:
+        self.model, self.batch, self.threat, self.hair = model, batch, threat, hair
         self.left = torch.full_like(batch.y, queries)
         self.best = batch.x.clone()
         self.distance = torch.full(batch.y.shape, torch.inf, dtype=torch.float64, device=batch.x.device)
@@ -42,7 +48,9 @@ class Oracle:
 
     def keep(self, points: Tensor, rows: Tensor) -> None:
         """Notes misclassified points (k, ...) of the samples `rows` where they are nearer than any before."""
-        distance = self.threat.distance(self.batch.x[rows], points)
+        x = self.batch.x[rows]
+        points = self.threat.box.clamp(points + self.hair * (points - x)) if self.hair else points
+        distance = self.threat.distance(x, points)
         nearer = distance < self.distance[rows]
         self.best[rows[nearer]], self.distance[rows[nearer]] = points[nearer], distance[nearer]
 
