@@ -10,16 +10,14 @@ from torch import Tensor
 
 from attacks.access import LabelAccess
 from attacks.base import Attack, register_attack
-from attacks.oracle import Oracle, bisect, starts
+from attacks.oracle import MOST, Oracle, bisect, side, starts
 from models.base import Batch
 from models.cost import Cost
 from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import ThreatModel, per_sample
 
-ENTRIES = 20_000_000
-"""Points are asked for in groups of at most so many numbers, which bounds the memory."""
-FIRST, MOST = 100, 10_000
+FIRST = 100
 HALVINGS = 20
 
 
@@ -31,25 +29,15 @@ def normals(
     sum_b (phi_b - mean phi) u_b (eq. 16), phi_b = 1 where z + size u_b, clipped to the box, is misclassified
     and -1 elsewhere; sum_b phi_b u_b where all phi agree. size (k,) is in input units.
     """
-    shape, flat, norm = z.shape[1:], z.flatten(1), oracle.threat.norm
-    count = oracle.left[rows].clamp(max=samples)
-    group = max(min(ENTRIES // z.numel(), samples), 1)
-    signed, plain, phi = torch.zeros_like(flat), torch.zeros_like(flat), torch.zeros_like(size)
-    for first in range(0, int(count.max()), group):
-        draw = torch.arange(first, min(first + group, samples), device=z.device)
-        row, place = (draw < count[:, None]).nonzero().T
-        keys = oracle.batch.index[rows[row]] * MOST + draw[place]
+    norm, box = oracle.threat.norm, oracle.threat.box
+
+    def around(row: Tensor, keys: Tensor) -> Tensor:
+        shape = z.shape[1:]
         u = randomness.normal(keys, shape) if norm == "l2" else 2 * randomness.uniform(keys, shape) - 1
         u = oracle.threat.steepest(u.to(z)) if norm == "l2" else u.to(z)
-        points = oracle.threat.box.clamp(z[row] + per_sample(size[row], u) * u)
-        u = ((points - z[row]) / per_sample(size[row], u)).flatten(1)
-        sign = oracle.signs(points, rows[row])
-        signed.index_add_(0, row, sign[:, None] * u)
-        plain.index_add_(0, row, u)
-        phi.index_add_(0, row, sign)
-    mean = (phi / count.clamp(min=1).to(phi))[:, None]
-    normal = torch.where(mean.abs() == 1, signed, signed - mean * plain)
-    return oracle.threat.steepest(normal.reshape(z.shape))
+        return box.clamp(z[row] + per_sample(size[row], u) * u)
+
+    return side(oracle, z, rows, size, samples, around)
 
 
 def leap(oracle: Oracle, z: Tensor, normal: Tensor, rows: Tensor, length: Tensor) -> Tensor:

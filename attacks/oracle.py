@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,11 @@ from models.base import Batch
 from models.randomness import Randomness
 from models.threat import ThreatModel, per_sample, vector_norm
 
-HAIR = 1e-5
+HAIR, NEAR = 1e-5, 0.1
+ENTRIES = 20_000_000
+"""Points are asked for in groups of at most so many numbers, which bounds the memory."""
+MOST = 10_000
+"""No more points than this are asked for around one."""
 
 
 class Oracle:
@@ -18,7 +24,7 @@ class Oracle:
 
     best (n, ...) is the nearest misclassified point seen by `keep`, the clean input before the first one.
     Of very many points the nearest fools by less than rounding: with `hair` what is noted lies farther from
-    the input by that share of its distance.
+    the input by that share of its distance, or of NEAR times the box's width where that is more.
     """
 
     def __init__(
@@ -49,8 +55,11 @@ class Oracle:
     def keep(self, points: Tensor, rows: Tensor) -> None:
         """Notes misclassified points (k, ...) of the samples `rows` where they are nearer than any before."""
         x = self.batch.x[rows]
-        points = self.threat.box.clamp(points + self.hair * (points - x)) if self.hair else points
         distance = self.threat.distance(x, points)
+        if self.hair:
+            part = self.hair * (NEAR * self.threat.box.width / distance.clamp(min=1e-30)).clamp(min=1.0)
+            points = self.threat.box.clamp(points + per_sample(part.to(x), x) * (points - x))
+            distance = self.threat.distance(x, points)
         nearer = distance < self.distance[rows]
         self.best[rows[nearer]], self.distance[rows[nearer]] = points[nearer], distance[nearer]
 
@@ -110,3 +119,37 @@ def bisect(oracle: Oracle, point: Tensor, rows: Tensor, halvings: int) -> Tensor
         best = torch.where(per_sample(wrong, x), tried, best)
     oracle.keep(best, rows)
     return best
+
+
+def side(
+    oracle: Oracle,
+    z: Tensor,
+    rows: Tensor,
+    size: Tensor,
+    samples: int,
+    around: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """The steepest unit direction (k, ...) to where points around z are misclassified, from `samples` labels.
+
+    sum_b (phi_b - mean phi) u_b, phi_b = 1 where z + size u_b is misclassified and -1 elsewhere; sum_b phi_b
+    u_b where all phi agree. around(row, keys) gives points for places `row` among z, keys (m,) their draws.
+    """
+    count = oracle.left[rows].clamp(max=samples)
+    group = max(min(ENTRIES // z.numel(), samples), 1)
+    signed, plain, phi = (
+        torch.zeros_like(z.flatten(1)),
+        torch.zeros_like(z.flatten(1)),
+        torch.zeros_like(size),
+    )
+    for first in range(0, int(count.max()), group):
+        draw = torch.arange(first, min(first + group, samples), device=z.device)
+        row, place = (draw < count[:, None]).nonzero().T
+        points = around(row, oracle.batch.index[rows[row]] * MOST + draw[place])
+        u = ((points - z[row]) / per_sample(size[row], points)).flatten(1)
+        sign = oracle.signs(points, rows[row])
+        signed.index_add_(0, row, sign[:, None] * u)
+        plain.index_add_(0, row, u)
+        phi.index_add_(0, row, sign)
+    mean = (phi / count.clamp(min=1).to(phi))[:, None]
+    total = torch.where(mean.abs() == 1, signed, signed - mean * plain)
+    return oracle.threat.steepest(total.reshape(z.shape))

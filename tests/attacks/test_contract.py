@@ -67,6 +67,7 @@ def attack(name: str) -> Attack:
     small = {"nes": {"queries": 1020}, "spsa": {"queries": 1290}, "hopskipjump": {"queries": 1000}}
     small["boundary"] = {"queries": 400}
     small["sign-opt"] = {"queries": 600}
+    small["simba"] = {"queries": 150}
     small["rays"] = {"queries": 400}
     small["turtle"] = {"steps": 10, "draws": 2}
     small["rp2"] = {"steps": 10, "draws": 4}
