@@ -58,10 +58,10 @@ class BoundaryAttack(Attack):
     is misclassified, for that point moved on towards x to distance (1 - epsilon) d. Both relative lengths,
     `orthogonal_step` and `source_step` at first, are each sample's own. A sample ends when epsilon has fallen
     to 1e-4, or with an eps once it is inside the ball. Handed over is the nearest misclassified point, moved
-    back by a hair (see attacks/oracle.py): nearer ones fool by less than rounding. Four deviations: the start is
-    bisected; an orthogonal move that is misclassified is kept even where the step towards x is not; a length
-    is multiplied by exp(0.1 (success - rate)) after each trial, where the paper compares windows of trials;
-    and orthogonal moves aim at the success rate `orthogonal_rate`: the paper's 0.5 ends farther from x.
+    back by a hair (see attacks/oracle.py): nearer ones fool by less than rounding. Four deviations: the start
+    is bisected; an orthogonal move that is misclassified is kept even where the step towards x is not; a
+    length is multiplied by exp(0.1 (success - rate)) after each trial, where the paper compares windows of
+    trials; and orthogonal moves aim at the success rate `orthogonal_rate`: the paper's 0.5 ends farther.
     Source: Brendel, Rauber, Bethge 2018, 1712.04248, algorithm 1 and section 2.
     """
 
