@@ -22,7 +22,8 @@ MOST = 10_000
 class Oracle:
     """Says which points are misclassified, to at most `queries` questions a sample, and keeps the nearest.
 
-    best (n, ...) is the nearest misclassified point seen by `keep`, the clean input before the first one.
+    Points are cut off by the box before they are asked about or kept: rays may leave it. best (n, ...) is the
+    nearest misclassified point seen by `keep`, the clean input before the first one.
     Of very many points the nearest fools by less than rounding: with `hair` what is noted lies farther from
     the input by that share of its distance, or of NEAR times the box's width where that is more.
     """
@@ -41,7 +42,9 @@ class Oracle:
         asked = rows[answer]
         if len(asked):
             self.left[asked] -= 1
-            answer[answer.clone()] = self.model.labels(points[answer], asked) != self.batch.y[asked]
+            answer[answer.clone()] = (
+                self.model.labels(self.threat.box.clamp(points[answer]), asked) != self.batch.y[asked]
+            )
         return answer
 
     def signs(self, points: Tensor, row: Tensor) -> Tensor:
@@ -50,11 +53,13 @@ class Oracle:
         The caller has made sure that queries are left.
         """
         self.left -= torch.bincount(row, minlength=len(self.left))
-        return torch.where(self.model.labels(points, row) != self.batch.y[row], 1.0, -1.0).to(points)
+        labels = self.model.labels(self.threat.box.clamp(points), row)
+        return torch.where(labels != self.batch.y[row], 1.0, -1.0).to(points)
 
     def keep(self, points: Tensor, rows: Tensor) -> None:
         """Notes misclassified points (k, ...) of the samples `rows` where they are nearer than any before."""
         x = self.batch.x[rows]
+        points = self.threat.box.clamp(points)
         distance = self.threat.distance(x, points)
         if self.hair:
             part = self.hair * (NEAR * self.threat.box.width / distance.clamp(min=1e-30)).clamp(min=1.0)

@@ -35,7 +35,7 @@ def descent(
     def around(row: Tensor, keys: Tensor) -> Tensor:
         u = oracle.threat.steepest(randomness.normal(keys, point.shape[1:]).to(point))
         turned = oracle.threat.steepest(theta[row] + smoothing * u)
-        return oracle.threat.box.clamp(x[row] + per_sample(g[row], u) * turned)
+        return x[row] + per_sample(g[row], u) * turned
 
     return side(oracle, point, rows, smoothing * g, samples, around)
 
@@ -47,7 +47,7 @@ def shorter(oracle: Oracle, point: Tensor, rows: Tensor, way: Tensor) -> tuple[T
     """
     x, point = oracle.batch.x[rows], point.clone()
     g = vector_norm(point - x, "l2") * (1 - 0.5**HALVINGS)
-    tried = oracle.threat.box.clamp(x + per_sample(g, x) * oracle.threat.steepest(way))
+    tried = x + per_sample(g, x) * oracle.threat.steepest(way)
     nearer = oracle.wrong(tried, rows)
     if bool(nearer.any()):
         point[nearer] = bisect(oracle, tried[nearer], rows[nearer], HALVINGS)
@@ -86,9 +86,9 @@ class SignOPT(Attack):
     the label at distance g(theta), phi = 1 where it is and else -1; it follows v = sum (phi - mean phi) u to
     theta + step v / ||v||, step doubled while g falls, or divided by 4 until it does; the step that was taken
     is the next first one. One label at the radius so far says whether a ray is nearer; only then is it
-    bisected. With an eps a sample leaves once it is inside the ball. Deviations: rays lead to points of the
-    box, and u to what the box leaves of it; the first ray may lead to such a start; phi is centred, as most
-    of it is -1 near a minimum of g, and v has length 1; where no step helps a fresh estimate follows;
+    bisected. With an eps a sample leaves once it is inside the ball. theta itself may point out of the box:
+    held to it, rays end 4 % farther. Deviations: the first ray may lead to such a start; phi is centred, as
+    most of it is -1 near a minimum of g, and v has length 1; where no step helps a fresh estimate follows;
     `samples` is 100, since the paper's 200 end farther at 1000 and 5000 queries; what is handed over is moved
     back by a hair (see attacks/oracle.py).
     Source: Cheng et al. 2020, 1909.10773, algorithm 1 and section 3.1.
