@@ -37,15 +37,14 @@ def climb(
     """Steepest ascent on the samples `rows`, dropping each one as soon as it is misclassified.
 
     Returns the misclassified point, or else the last iterate, of every row (k, ...), and whether it was
-    misclassified (k,). All iterates are looked at. Without `early_stop` every sample takes all steps and its
-    iterate of greatest loss is returned: what is to fool another model must lie well behind the boundary.
-    With classes `target` (k,) being classified as the target takes the place of being misclassified.
-    With `decay` > 0 steps follow the decayed sum of l1-normalised gradients, or of what `direction` gives.
+    misclassified (k,). Without `early_stop` every sample takes all steps and its iterate of greatest loss is
+    returned, well behind the boundary. With classes `target` (k,) being classified as the target counts
+    instead. With `decay` > 0 steps follow the decayed sum of l1-normalised `direction`s (gradients).
     """
-    mine, y, aim = rows, batch.y[rows], target
+    mine, y, aim, project = rows, batch.y[rows], target, threat.projection(batch.x[rows])
     best, broken = start.clone(), torch.zeros(len(rows), dtype=torch.bool, device=start.device)
     live, z, velocity = torch.arange(len(rows), device=start.device), start, torch.zeros_like(start)
-    highest, project = torch.full((len(rows),), -torch.inf).to(start), threat.projection(batch.x[rows])
+    highest = torch.full((len(rows),), -torch.inf).to(start)
     for step in range(steps + 1):
         blind = step == steps or direction.elsewhere
         logits, value, gradient = _looked(model, z, mine, aimed(loss, y, aim), blind=blind)
@@ -66,8 +65,8 @@ def climb(
             gradient = direction(Iterate(model, z, mine, index, step, values, gradient, velocity))
         if decay:
             gradient = velocity = accumulated(velocity, gradient, decay)
-        if threat.norm == "l1":  # The one entry that moves must be one that the box lets move.
-            gradient = threat.box.tangent(z, gradient)
+        # In l1 the one entry that moves must be one that the box lets move.
+        gradient = threat.box.tangent(z, gradient) if threat.norm == "l1" else gradient
         z = project(torch.add(z, threat.steepest(gradient), alpha=step_size))
     return best, broken
 

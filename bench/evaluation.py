@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from bench.bracket import Judges, judge_all
+from bench.bracket import judge_all
 from bench.inputs import Arrays, read_box, read_inputs
+from bench.judges import Judges
 from bench.stats import wilson
 from certify.base import CERTIFIERS
 from models.base import Batch, Classifier

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from certify.backward import adaptive_slope, parallel_slope
 from certify.base import Certifier, register_certifier
-from certify.few import NORMS as FEW
+from certify.few import ANYWHERE
 from certify.ibp import margin_rows
 from certify.prepare import prepare
 from certify.questions import relaxations
@@ -48,7 +48,7 @@ class AlphaCrown(Certifier):
 
     paper = "Xu et al. 2021, 2011.13824"
     cost = Cost.MEDIUM
-    norms = ("linf", "l2", "l1", *FEW)
+    norms = ("linf", "l2", "l1", *ANYWHERE)
     wide_cost = Cost.EXTREME
 
     steps: int = 20

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from certify.backward import adaptive_slope, margins
 from certify.base import Certifier, register_certifier
-from certify.few import NORMS as FEW
+from certify.few import ANYWHERE
 from certify.prepare import prepare
 from certify.questions import relaxations
 from models.base import Batch, Classifier
@@ -29,7 +29,7 @@ class Crown(Certifier):
     """
 
     paper = "Zhang et al. 2018, 1811.00866"
-    norms = ("linf", "l2", "l1", *FEW)
+    norms = ("linf", "l2", "l1", *ANYWHERE)
     wide_cost = Cost.EXTREME
 
     def bound(self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from certify.base import Certifier, register_certifier
 from certify.bounds import Interval, least_over_interval, range_over_threat
-from certify.few import NORMS as FEW
+from certify.few import ANYWHERE
 from certify.graph import Graph
 from certify.prepare import prepare
 from certify.rules.operation import Affine
@@ -40,7 +40,7 @@ class IntervalPass:
         self.threat = threat
         self.found: dict[int, Interval] = {0: Interval(*threat.bounds(x))}
         self.exact = {0}
-        loose = isinstance(threat, Enclosure) or threat.norm in FEW
+        loose = isinstance(threat, Enclosure) or threat.norm in ANYWHERE
         self._gains = {} if loose else {0: torch.ones_like(x[:1])}
         self._centres = {0: x}
 

@@ -1,4 +1,4 @@
-"""Lower bounds on margins in two stages: interval bounds, then linear ones where these leave a sample open."""
+"""Lower bounds on margins in two stages: intervals, then lines where these leave a sample open."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def others(lower: Tensor, y: Tensor) -> Tensor:
 
 
 def staged_margins(graph: Graph, x: Tensor, y: Tensor, threat: ThreatModel, needed: float) -> Tensor:
-    """Lower bounds (n, classes) on z_y - z_j: ibp's, and crown's and polytope's where these are not `needed`."""
+    """Lower bounds (n, classes) on z_y - z_j: ibp's, and crown's and polytope's where these are too low."""
     with torch.no_grad():
         lower = interval_margins(graph, x, y, threat)
         open_ = (others(lower, y) <= needed).nonzero()[:, 0]

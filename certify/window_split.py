@@ -18,6 +18,7 @@ from certify.stages import others, staged_margins
 from models.base import Batch, Classifier, margin
 from models.cost import Cost
 from models.errors import NotApplicable
+from models.pixels import FreePixels
 from models.randomness import Randomness
 from models.region import Region
 from models.threat import ThreatModel
@@ -68,7 +69,7 @@ class _Search:
         return order[least[order] <= self.needed]
 
     def attack(self) -> None:
-        """Tries the corner of every window that the clean gradient of each of the nearest classes points to."""
+        """Tries the corner of every window that the clean gradient of each near class points to."""
         x = self.x.clone().requires_grad_(True)
         with torch.enable_grad():
             gaps = margin_to_others(self.graph.values(x)[-1], self.sample.y)[0]
@@ -119,14 +120,15 @@ def windows_of(threat: ThreatModel, shape: torch.Size) -> Tensor:
     Raises NotApplicable where more than one pixel or entry may move anywhere.
     """
     few = Few.of(threat, shape)
-    assert few is not None
-    if few.norm != "patch" and few.count > 1:
+    if few is not None and few.count > 1:
         what = "entries" if few.norm == "l0" else "pixels"
         raise NotApplicable(f"{few.count} {what} anywhere are too many choices for window-split: take crown")
-    if few.norm == "l0" and few.count:
+    if few is not None and few.norm == "l0" and few.count:
         return torch.eye(shape.numel(), dtype=torch.bool).reshape(-1, *shape)
     height, width = (shape[1], shape[2]) if len(shape) == 3 else (1, shape.numel())
-    size = few.window if few.norm == "patch" else (few.count, few.count)
+    size = (few.count, few.count) if few is not None else (0, 0)
+    if isinstance(threat, FreePixels) and threat.norm == "patch":
+        size = threat.window(height, width)
     if not all(size):
         return torch.zeros(1, *shape, dtype=torch.bool)
     masks = torch.zeros(height - size[0] + 1, width - size[1] + 1, height, width, dtype=torch.bool)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from bench.bracket import Judges
 from bench.evaluation import bracket, read_threat, suspicions
+from bench.judges import Judges
 from bench.proofs import write_proofs
 from bench.work import pick_device
 from defenses.zoo import ModelName, load

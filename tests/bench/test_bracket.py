@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 import bench.bracket
 import bench.clock
+import bench.judges
 from attacks.pgd import PGD
 from bench import evaluate
-from bench.bracket import COLUMNS, Judges, judge_all
+from bench.bracket import COLUMNS, judge_all
+from bench.judges import Judges
 from certify.effort import backward_multiplications, margin_multiplications
 from models.base import Batch, Classifier
 from models.errors import UserError
@@ -148,7 +150,7 @@ def test_usual_certificates_that_take_minutes_are_left_out_by_name_they_run(
     usual = evaluate(network, x, y, eps=0.05, attacks=["fgsm"])
     assert set(usual.outcomes["judge"]) >= {"fgsm", "ibp", "crown", "polytope"}
     assert not usual.flags
-    monkeypatch.setattr(bench.bracket, "AFFORDABLE", 2000)
+    monkeypatch.setattr(bench.judges, "AFFORDABLE", 2000)
     cheap = evaluate(network, x, y, eps=0.05, attacks=["fgsm"])
     assert set(cheap.outcomes["judge"]) == {"fgsm", "ibp", "crown-ibp"}
     left_out = "certificates polytope, crown, alpha-crown left out at 2e+03 multiplications an image"
@@ -156,7 +158,7 @@ def test_usual_certificates_that_take_minutes_are_left_out_by_name_they_run(
     assert usual.attacked == cheap.attacked
     # One pass for 3 classes through 16 x 12 and 12 x 3 multiplications.
     assert margin_multiplications(Classifier(network, num_classes=3), batch) == 3 * (16 * 12 + 12 * 3)
-    monkeypatch.setattr(bench.bracket, "AFFORDABLE", 600)
+    monkeypatch.setattr(bench.judges, "AFFORDABLE", 600)
     least = evaluate(network, x, y, eps=0.05, attacks=["fgsm"])
     assert set(least.outcomes["judge"]) == {"fgsm", "ibp"}
     alone = "certificate crown-ibp left out at 7e+02 multiplications an image: name it to run"
