@@ -25,6 +25,8 @@ def identity(conversion: Conversion) -> Known:
 def cast(conversion: Conversion) -> Known:
     """A change between floating types, which is none here; truth values become 0 and 1."""
     kind, value = int(conversion.attribute("to")), conversion.symbol()
+    if kind == 9 and value.example.dtype == torch.bool:
+        return value
     if kind not in (1, 10, 11, 16):
         conversion.refuse("to something else than a floating type is not understood")
     if value.example.dtype == torch.bool:

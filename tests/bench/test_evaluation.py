@@ -151,7 +151,7 @@ def test_torchscript_is_attacked_and_its_certificates_left_out() -> None:
     result = evaluate(torch.jit.script(network), images[:5], labels[:5], eps=0.01)
     assert result.clean == 1.0
     (said,) = [flag for flag in result.flags if "is TorchScript" in flag]
-    assert said.startswith("certificates ibp, polytope, crown, alpha-crown left out: ")
+    assert said.startswith("certificates ibp, crown-ibp, polytope, crown, alpha-crown left out: ")
 
 
 def test_one_image_many_times_is_no_jump_and_no_warning(recwarn: pytest.WarningsRecorder) -> None:
