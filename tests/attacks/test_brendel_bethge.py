@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
+from torch import nn
 
 from attacks.brendel_bethge import BrendelBethge
 from attacks.fmn import FastMinimumNorm
@@ -147,11 +148,14 @@ def test_without_a_solution_the_step_goes_towards_the_hyperplane():
         torch.testing.assert_close(none, z)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.8])
-def test_the_steps_are_the_papers(momentum):
+@pytest.mark.parametrize(("momentum", "sample"), [(0.0, 4), (0.8, 4), (0.8, 7)])
+def test_the_steps_are_the_papers(momentum, sample):
     """The points asked about, against the formulas spelt out with autograd and SLSQP."""
     model = mlp(classes=3, inputs=12).double()
-    batch = labelled(model, images(8).double())[3:4]
+    model.network[2] = nn.Tanh()
+    with torch.no_grad():
+        model.network[1].weight *= 3
+    batch = labelled(model, images(8).double())[sample : sample + 1]
     network, model.network = model.network, Recorder(model.network)
     settings = {"steps": 4, "radius": 0.3, "final": 0.5, "failure": 0.7}
     search(model, batch, "l2", momentum=momentum, **settings)
@@ -169,8 +173,8 @@ def test_the_steps_are_the_papers(momentum):
         if step:
             radius *= (1.0 if nearer else 0.7) * 0.5**0.25
         gain = -float(value.detach()) * (0.9 if value > 0 else 1.1)
-        sample = x.numpy(), asked[step].numpy(), normal.numpy(), gain, radius
-        expected = solved_by_slsqp(*sample, "l2", asked[step].numpy())
+        at = asked[step].numpy()
+        expected = solved_by_slsqp(x.numpy(), at, normal.numpy(), gain, radius, "l2", at)
         # What the attack adds for rounding is of the order of 1e-4.
         torch.testing.assert_close(asked[step + 1], torch.tensor(expected), atol=2e-4, rtol=0)
 
