@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from attacks.boundary import BoundaryAttack, adapted, inwards, sideways
 from defenses.zoo import ModelName, load
-from models.base import Batch, Classifier
+from models.base import Batch
 from models.data import load_data
 from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import UNIT_BOX, Box, ThreatModel
 from tests.attacks.test_fmn import distance_in_the_box
-from tests.builders import WIDE, Counting, exact_distance, images, labelled, linear, mlp, random_linear
+from tests.builders import WIDE, exact_distance, images, labelled, linear, mlp, random_linear
 
 
 def run(model, batch, *, queries=700, eps=None, **settings):
@@ -93,41 +92,6 @@ def test_no_sample_is_lost_to_rounding_however_long_the_walk():
     result = run(model, batch, queries=2000)
     assert bool(result.success.all())
     assert int(result.forward.min()) < 1500, "a walk that has converged ends"
-
-
-def test_nothing_but_the_label_is_used():
-    inner = mlp()
-
-    class OneHot(nn.Module):
-        def forward(self, x):
-            return nn.functional.one_hot(inner.logits(x).argmax(1), 4).float() * 9 - 3
-
-    batch = labelled(inner, images(15))
-    plain = run(inner, batch, queries=400)
-    hidden = run(Classifier(OneHot(), num_classes=4), batch, queries=400)
-    assert torch.equal(plain.x_adv, hidden.x_adv)
-
-
-@pytest.mark.parametrize("queries", [1, 3, 17, 60, 300])
-def test_the_bill_is_exact_and_the_budget_is_kept(queries):
-    model = mlp()
-    counter = Counting(model.network)
-    model.network = counter
-    batch = labelled(model, images(20))
-    counter.forward_samples = 0
-    result = run(model, batch, queries=queries)
-    assert counter.forward_samples == int(result.forward.sum()) + 2 * len(batch)
-    assert counter.backward_samples == 0
-    assert set(result.forward.tolist()) == {queries}
-
-
-def test_more_queries_never_end_farther():
-    batch, last = labelled(mlp(), images(20)), torch.full((20,), torch.inf).double()
-    for queries in (10, 30, 100, 400):
-        distance = run(mlp(), batch, queries=queries).distance.nan_to_num(torch.inf)
-        assert bool((distance <= last).all())
-        last = distance
-    assert bool(last.isfinite().all())
 
 
 def test_samples_inside_the_ball_leave():

@@ -16,7 +16,7 @@ from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import Box, ThreatModel
 from tests.attacks.test_fmn import distance_in_the_box
-from tests.builders import Counting, exact_distance, images, labelled, linear, mlp, random_linear
+from tests.builders import exact_distance, images, labelled, linear, mlp, random_linear
 
 
 def run(model, batch, *, queries=600, eps=None, batch_size=256, **settings):
@@ -121,28 +121,6 @@ def test_no_single_sign_is_worth_turning():
         turned[:, entry] *= -1
         point = threat.box.clamp(batch.x + (0.998 * radius * turned).reshape(batch.x.shape))
         assert bool((model.logits(point).argmax(1) == batch.y)[whole].all())
-
-
-@pytest.mark.parametrize("queries", [1, 2, 9, 60, 300])
-def test_the_bill_is_exact_and_the_budget_is_kept(queries):
-    model = mlp()
-    counter = Counting(model.network)
-    model.network = counter
-    batch = labelled(model, images(20))
-    counter.forward_samples = 0
-    result = run(model, batch, queries=queries)
-    assert counter.forward_samples == int(result.forward.sum()) + 2 * len(batch)
-    assert counter.backward_samples == 0
-    assert set(result.forward.tolist()) == {queries}
-
-
-def test_more_queries_never_end_farther():
-    batch, last = labelled(mlp(), images(20)), torch.full((20,), torch.inf).double()
-    for queries in (3, 8, 20, 50, 120, 400):
-        distance = run(mlp(), batch, queries=queries).distance.nan_to_num(torch.inf)
-        assert bool((distance <= last).all())
-        last = distance
-    assert bool(last.isfinite().all())
 
 
 def test_samples_inside_the_ball_leave():

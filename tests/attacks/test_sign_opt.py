@@ -9,12 +9,12 @@ from torch import nn
 from attacks.access import LabelAccess
 from attacks.oracle import Oracle
 from attacks.sign_opt import SignOPT, descent, search, shorter
-from models.base import Batch, Classifier
+from models.base import Batch
 from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import Box, ThreatModel
 from tests.attacks.test_fmn import distance_in_the_box
-from tests.builders import WIDE, Counting, exact_distance, images, labelled, linear, mlp, random_linear
+from tests.builders import WIDE, exact_distance, images, labelled, linear, mlp, random_linear
 
 
 def run(model, batch, *, queries=1500, eps=None, **settings):
@@ -125,42 +125,6 @@ def test_the_box_is_counted_on(corners):
     assert float(ratio.min()) >= 1 - 1e-6
     assert float(ratio.median()) <= 1.1
     assert float(ratio.max()) <= 1.5
-
-
-def test_nothing_but_the_label_is_used():
-    inner = mlp()
-
-    class OneHot(nn.Module):
-        def forward(self, x):
-            return nn.functional.one_hot(inner.logits(x).argmax(1), 4).float() * 9 - 3
-
-    batch = labelled(inner, images(15))
-    plain = run(inner, batch, queries=500)
-    hidden = run(Classifier(OneHot(), num_classes=4), batch, queries=500)
-    assert torch.equal(plain.x_adv, hidden.x_adv)
-
-
-@pytest.mark.parametrize("queries", [1, 3, 17, 150, 450])
-def test_the_bill_is_exact_and_the_budget_is_kept(queries):
-    model = mlp()
-    counter = Counting(model.network)
-    model.network = counter
-    batch = labelled(model, images(20))
-    counter.forward_samples = 0
-    result = run(model, batch, queries=queries)
-    assert counter.forward_samples == int(result.forward.sum()) + 2 * len(batch)
-    assert counter.backward_samples == 0
-    assert set(result.forward.tolist()) == {queries}
-
-
-def test_more_queries_never_end_farther():
-    """But for labels within rounding of the boundary, where they depend on what else is in the batch."""
-    batch, last = labelled(mlp(), images(20)), torch.full((20,), torch.inf).double()
-    for queries in (10, 50, 200, 600, 1500):
-        distance = run(mlp(), batch, queries=queries).distance.nan_to_num(torch.inf)
-        assert bool((distance <= last * (1 + 1e-5)).all())
-        last = distance
-    assert bool(last.isfinite().all())
 
 
 def test_samples_inside_the_ball_leave():
