@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import Batch, Classifier
+from models.pixels import FreePixels
 from models.threat import ThreatModel
 from models.transformation import Transformation
 
@@ -297,6 +298,9 @@ def smallest_margins(
         count += int(legal.sum())
 
     radius = threat.radius
+    if isinstance(threat, FreePixels):
+        for _ in range(10 * samples):
+            visit(_with_free_pixels(x, threat, generator))
     for trial in range(samples):
         noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
         reach = (2 * radius if threat.norm == "linf" else 4 * radius) * (1 if trial % 2 else 0.05)
@@ -312,6 +316,22 @@ def smallest_margins(
             visit(point)
     judged.network.float()
     return least, count
+
+
+def _with_free_pixels(x: Tensor, threat: FreePixels, generator: torch.Generator) -> Tensor:
+    """x (n, c, h, w) with one window, or for a mask as many pixels as it covers, set to random corners."""
+    height, width = x.shape[2:]
+    free = torch.zeros(height, width, dtype=torch.bool)
+    if threat.norm == "mask":
+        free.view(-1)[torch.randperm(height * width, generator=generator)[: threat.count(height * width)]] = (
+            True
+        )
+    else:
+        rows, columns = threat.window(height, width)
+        top, left = (int(torch.randint(size, (1,), generator=generator)) for size in (height, width))
+        free[top : top + rows, left : left + columns] = True
+    ends = torch.rand(x.shape, generator=generator, dtype=x.dtype).round()
+    return torch.where(free, threat.box.lower + threat.box.width * ends, x)
 
 
 def smallest_moved_margins(

@@ -25,6 +25,9 @@ EPS |= {
     "lighting": 0.1,
     "brightness": 0.1,
     "contrast": 0.2,
+    "l0": 1,
+    "mask": 0.03,
+    "patch": 0.12,
 }
 BALLS = [name for name in PROOFS if "linf" in CERTIFIERS[name].norms or "l2" in CERTIFIERS[name].norms]
 CASES = [(name, norm, family) for name in PROOFS for norm in CERTIFIERS[name].norms for family in FAMILIES]
@@ -40,7 +43,8 @@ def test_the_cases_cover_every_proof_norm_and_family():
 
 def certifier(name):
     """The certificate with small settings."""
-    return CERTIFIERS[name](**({"cells": 100} if name == "parameter-split" else {}))
+    small = {"parameter-split": {"cells": 100}, "window-split": {"seconds": 2.0}, "exact": {"seconds": 5.0}}
+    return CERTIFIERS[name](**small.get(name, {}))
 
 
 @pytest.mark.parametrize(
