@@ -31,7 +31,12 @@ EPS |= {
 }
 BALLS = [name for name in PROOFS if "linf" in CERTIFIERS[name].norms or "l2" in CERTIFIERS[name].norms]
 CASES = [(name, norm, family) for name in PROOFS for norm in CERTIFIERS[name].norms for family in FAMILIES]
-SLOW = (("lp-fast", "linf", "max-pool"), ("lp-fast", "linf", "selected"))
+SLOW = (
+    ("lp-fast", "linf", "max-pool"),
+    ("lp-fast", "linf", "selected"),
+    ("exact", "l2", "jumping"),
+    ("exact", "l1", "jumping"),
+)
 
 
 def test_the_cases_cover_every_proof_norm_and_family():
