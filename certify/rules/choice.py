@@ -63,12 +63,17 @@ def _masked(call: Call, condition: Any, first: Any, second: Any) -> list[Step]:
     return plan.steps
 
 
-@rule(torch.where, "where")
+@rule(torch.where)
 def where(call: Call) -> list[Step]:
     """The one of two values or constants, by a comparison or a constant mask."""
-    if "condition" in call.kwargs or call.name != "operation 'where'" or len(call.args) < 3:
-        call.refuse("needs a condition and two values, in this order")
     given = call.bind("condition", "input", "other")
+    return _chosen(call, given["condition"], given["input"], given["other"])
+
+
+@rule("where")
+def value_where(call: Call) -> list[Step]:
+    """The value itself where a comparison or a constant mask holds, else another."""
+    given = call.bind("input", "condition", "other")
     return _chosen(call, given["condition"], given["input"], given["other"])
 
 

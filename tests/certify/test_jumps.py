@@ -141,6 +141,7 @@ CALLS = {
     "a constant otherwise": lambda net, z, w: torch.where(z < w, w, 2.0),
     "choices by a constant": lambda net, z, w: torch.where(net.mask, z, w) + torch.where(net.mask, 0.25, w),
     "a constant chosen": lambda net, z, w: torch.where(net.mask, z, 0.7) + w.masked_fill(net.mask, -1.0),
+    "chosen by a method": lambda net, z, w: z.where(w > 0.1, w) + w.where(net.mask, 0.25),
     "filled": lambda net, z, w: z.masked_fill(w < 0, 0.3),
     "hard shrinking": lambda net, z, w: F.hardshrink(z, 0.2) + F.hardshrink(w, 0.0),
     "threshold": lambda net, z, w: F.threshold(z, 0.2, -0.4) + F.threshold(w, -0.1, 0.5),
@@ -258,7 +259,7 @@ def test_what_has_no_constant_or_no_rule_is_refused_by_name() -> None:
         "eq": lambda net, z, w: (z == w) * z,
         "trunc": lambda net, z, w: torch.trunc(z),
         "rounds to float16": lambda net, z, w: z.to(torch.float16),
-        "needs a condition": lambda net, z, w: torch.where(z > 0),
+        "needs the arguments condition, input, other": lambda net, z, w: torch.where(z > 0),
         "value at 0": lambda net, z, w: torch.heaviside(z, torch.tensor(0.5)),
         "threshold below 0": lambda net, z, w: F.hardshrink(z, -0.5),
     }
