@@ -11,7 +11,6 @@ from attacks.access import ScoreAccess
 from attacks.base import Attack, register_attack
 from attacks.images import as_images
 from attacks.losses import aimed, check_loss, clearly_wrong
-from attacks.sparse_rs import allowed_places
 from models.base import Batch
 from models.cost import Cost
 from models.errors import UserError
@@ -27,7 +26,7 @@ MEAN, SPREAD = 128 / 255, 127 / 255
 def pixels_within(threat: ThreatModel, image: Tensor) -> int:
     """How many pixels of an image (n, c, h, w) may change; for l0 one takes c entries, a lone one fewer."""
     _, channels, height, width = image.shape
-    allowed = allowed_places(threat, image[0].numel() if threat.norm == "l0" else height * width)
+    allowed = threat.count(image[0].numel() if threat.norm == "l0" else height * width)
     return max(allowed // channels, min(allowed, 1)) if threat.norm == "l0" else allowed
 
 

@@ -14,7 +14,6 @@ from attacks.losses import clearly_wrong, margin_loss
 from models.base import Batch
 from models.cost import Cost
 from models.errors import UserError
-from models.pixels import FreePixels
 from models.randomness import Randomness
 from models.threat import Box, ThreatModel
 
@@ -40,14 +39,6 @@ def as_places(x: Tensor, norm: str) -> Tensor:
 def as_inputs(places: Tensor, x: Tensor, norm: str) -> Tensor:
     """The inverse of `as_places`, in the shape of x."""
     return (places if norm == "l0" else places.transpose(1, 2)).reshape(x.shape)
-
-
-def allowed_places(threat: ThreatModel, places: int) -> int:
-    """How many of all `places` the threat lets change."""
-    if threat.norm == "l0":
-        return min(int(threat.radius), places)
-    assert isinstance(threat, FreePixels)
-    return threat.count(places)
 
 
 def corners(x: Tensor, place: Tensor, box: Box, index: Tensor, randomness: Randomness) -> Tensor:
@@ -138,7 +129,7 @@ class SparseRS(Attack):
         self, model: ScoreAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None
     ) -> Tensor:
         best, places = batch.x.clone(), as_places(batch.x, threat.norm)
-        count = allowed_places(threat, places.shape[1])
+        count = threat.count(places.shape[1])
         if not count:
             return best
         live = torch.arange(len(batch), device=best.device)

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from attacks.base import ATTACKS, Attack
 from certify.base import CERTIFIERS, Certifier
-from certify.crown_ibp import CrownIBP
 from certify.effort import backward_multiplications, margin_multiplications
 from models.base import Batch, Classifier
 from models.discover import import_modules
@@ -84,7 +83,7 @@ def _bounded_by(judge: Certifier) -> Callable[[Classifier, Batch], float] | None
     """What tells the work of a usual certificate that may take minutes an image."""
     if judge.wide_cost is not None:
         return backward_multiplications
-    return margin_multiplications if isinstance(judge, CrownIBP) else None
+    return margin_multiplications if judge.per_class else None
 
 
 def _named(

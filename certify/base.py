@@ -68,7 +68,8 @@ class Certifier(ABC):
 
     norms: those it can bound. tolerance: what a margin must exceed, relative to the logits' size.
     cost: what one image costs; wide_cost: the same on networks of more than models.cost.WIDE neurons,
-    where it differs. confidence is 1 for a proof.
+    where it differs. per_class: it passes back once for each class, which takes long where there are many.
+    confidence is 1 for a proof.
     """
 
     name: ClassVar[str]
@@ -76,6 +77,7 @@ class Certifier(ABC):
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     cost: ClassVar[Cost] = Cost.CHEAP
     wide_cost: ClassVar[Cost | None] = None
+    per_class: ClassVar[bool] = False
     confidence: ClassVar[float] = 1.0
     tolerance: ClassVar[float] = TOLERANCE
 
@@ -144,6 +146,11 @@ class Certifier(ABC):
             )
         away = torch.where(broken, away, torch.nan)
         return Certificate(lower, certified, 1.0, broken, witness, decision.settled_by, away)
+
+
+def needed_margin(logits: Tensor, tolerance: float) -> Tensor:
+    """A hair more than every margin must exceed at `tolerance`, for logits (n, classes): (n,)."""
+    return tolerance * logits.abs().amax(1).clamp(min=1.0) * 1.001
 
 
 def _carried_out(

@@ -62,9 +62,9 @@ def dot(rows: Tensor, values: Tensor) -> Tensor:
     return (entries(rows, 2) @ entries(values, 1).unsqueeze(2)).squeeze(2)
 
 
-def beside(values: Tensor, rows: Tensor) -> Tensor:
+def spread(tensor: Tensor, rows: Tensor) -> Tensor:
     """(n, ...) as (n, 1, ...) beside rows (n, k, ...); what has k already is left alone."""
-    return values if values.dim() == rows.dim() else values.unsqueeze(1)
+    return tensor if tensor.dim() == rows.dim() else tensor.unsqueeze(1)
 
 
 def least_over_interval(rows: Tensor, interval: Interval) -> Tensor:
@@ -76,8 +76,8 @@ def range_over_threat(rows: Tensor, x: Tensor, threat: ThreatModel) -> Interval:
     """Bounds on rows . x' over the threat set around x: rows (n, k, ...), result (n, k).
 
     Exact for linf, where ball and box meet in a box, where few entries may move, and for an enclosure in no
-    box. For l2 and l1 it is the
-    better of the ball alone, rows . x -+ eps ||rows||_q by the dual norm q, and the enclosing box alone.
+    box. For l2 and l1 it is the better of the ball alone, rows . x -+ eps ||rows||_q by the dual norm q, and
+    the enclosing box alone.
     """
     if isinstance(threat, Enclosure):
         return Interval.around(*threat.reach(rows))
@@ -92,7 +92,7 @@ def range_over_ball(
     Where `few` entries may move it says of the whole input which, and x and rows may be a part of it.
     """
     if few is not None:
-        ends = (rows * beside(box.lower - x, rows), rows * beside(box.upper - x, rows))
+        ends = (rows * spread(box.lower - x, rows), rows * spread(box.upper - x, rows))
         least, most = few.most(-torch.minimum(*ends)), few.most(torch.maximum(*ends))
         return Interval(dot(rows, x) - least, dot(rows, x) + most)
     enclosing = Interval.around(dot(rows, box.centre), dot(rows.abs(), box.radius))

@@ -46,6 +46,7 @@ class CrownIBP(Certifier):
     """
 
     paper = "Zhang et al. 2020, 1906.06316"
+    per_class = True
 
     steps: int = 0
     rate: float = 0.25

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from certify.base import Certifier, Decision, check_seconds, register_certifier
+from certify.base import Certifier, Decision, check_seconds, needed_margin, register_certifier
 from certify.case import Case
 from certify.graph import Graph, trace
 from certify.ibp import interval_margins
@@ -119,7 +119,7 @@ class Exact(Certifier):
             lower = interval_margins(graph, x, batch.y, threat)
             logits = graph.values(x)[-1]
         lower = lower.scatter(1, batch.y[:, None], torch.inf)
-        tolerance = self.tolerance * logits.abs().amax(1).clamp(min=1.0) * 1.001
+        tolerance = needed_margin(logits, self.tolerance)
         found = margin(logits, batch.y) < 0
         witness, steps = batch.x.clone(), []
         for i in range(len(x)):

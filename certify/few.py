@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.pixels import FreePixels
 from models.threat import ThreatModel
 
 ANYWHERE = ("l0", "mask")
@@ -27,9 +26,8 @@ class Few:
         """What `threat` lets move of inputs of this shape (c, h, w) or (d,); None where it is no such set."""
         if threat.norm not in ANYWHERE:
             return None
-        if not isinstance(threat, FreePixels):
-            return Few("l0", int(min(threat.radius, shape.numel())))
-        return Few("mask", threat.count(math.prod(shape[1:] if len(shape) == 3 else shape)))
+        pixels = threat.norm == "mask" and len(shape) == 3
+        return Few(threat.norm, threat.count(math.prod(shape[1:] if pixels else shape)))
 
     def most(self, gains: Tensor) -> Tensor:
         """The largest sum (n, k) of what may move at once of gains >= 0, (n, k, c, h, w) or (n, k, d)."""

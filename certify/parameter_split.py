@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from certify.base import Certifier, Decision, check_seconds, register_certifier
+from certify.base import Certifier, Decision, check_seconds, needed_margin, register_certifier
 from certify.graph import Graph
 from certify.prepare import prepare
-from certify.stages import staged_margins
+from certify.stages import others, staged_margins
 from models.base import Batch, Classifier, margin
 from models.cost import Cost
 from models.enclosure import Enclosure
@@ -98,7 +98,7 @@ class _Search:
 
     def step(self, size: int) -> None:
         """Cuts the cells of least bound, tries their centres, and bounds the halves."""
-        order = self._others(self.cells.lower).amin(1).argsort(stable=True)
+        order = self._least_others(self.cells.lower).argsort(stable=True)
         taken, rest = self.cells.rows(order[:size]), self.cells.rows(order[size:])
         halves = taken.halves(self._enclosure(taken).effect)
         self.attack((halves.low + halves.high) / 2)
@@ -106,7 +106,7 @@ class _Search:
             return
         lower = self._bound(self._enclosure(halves))
         halves.lower = torch.maximum(halves.lower, lower)
-        safe = self._others(halves.lower).amin(1) > self.needed
+        safe = self._least_others(halves.lower) > self.needed
         self.proved = torch.minimum(self.proved, _least(halves.lower[safe], self.proved))
         self.cells = rest.with_cells(halves.rows(~safe))
 
@@ -119,8 +119,8 @@ class _Search:
         x, y = enclosure.centre, self.sample.y.expand(len(enclosure.centre))
         return staged_margins(self.graph, x, y, enclosure, self.needed)
 
-    def _others(self, lower: Tensor) -> Tensor:
-        return lower.scatter(1, self.sample.y.expand(len(lower))[:, None], torch.inf)
+    def _least_others(self, lower: Tensor) -> Tensor:
+        return others(lower, self.sample.y.expand(len(lower)))
 
     @property
     def lower(self) -> Tensor:
@@ -174,7 +174,7 @@ class ParameterSplit(Certifier):
         graph, x = prepare(proved, batch.x)
         with torch.no_grad():
             logits = graph.values(x)[-1]
-        needed = self.tolerance * logits.abs().amax(1).clamp(min=1.0) * 1.001
+        needed = needed_margin(logits, self.tolerance)
         lower, steps = torch.zeros_like(logits), []
         move = torch.zeros(len(batch), threat.parameters, dtype=torch.float64, device=x.device)
         found = torch.zeros_like(batch.y, dtype=torch.bool)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from certify.base import Certifier, Decision, check_seconds, register_certifier
+from certify.base import Certifier, Decision, check_seconds, needed_margin, register_certifier
 from certify.exact import Exact, accepted
 from certify.few import Few
 from certify.graph import Graph
@@ -170,7 +170,7 @@ class WindowSplit(Certifier):
         graph, x = prepare(model, batch.x)
         with torch.no_grad():
             logits = graph.values(x)[-1]
-        needed = self.tolerance * logits.abs().amax(1).clamp(min=1.0) * 1.001
+        needed = needed_margin(logits, self.tolerance)
         windows = windows_of(threat, x.shape[1:]).to(x.device)
         found, witness = margin(logits, batch.y) < 0, batch.x.clone()
         lower = torch.full_like(logits, -torch.inf)

@@ -41,7 +41,7 @@ class FreePixels(ThreatModel):
         return (side.clamp(max=h) * side.clamp(max=w)).double() / (h * w)
 
     def count(self, places: int) -> int:
-        """How many of so many pixels a mask may cover."""
+        """How many of so many pixels may change at once."""
         count = round(self.radius * places)
         return next(n for n in range(min(count + 1, places), -1, -1) if n / places <= self.radius)
 

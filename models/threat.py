@@ -109,6 +109,10 @@ class ThreatModel:
         """The threat of some of the samples: the same for all, here."""
         return self
 
+    def count(self, places: int) -> int:
+        """How many of so many entries may change at once: all of them but for l0."""
+        return int(min(self.radius, places)) if self.norm == "l0" else places
+
     def distance(self, x: Tensor, other: Tensor) -> Tensor:
         """||other - x|| of each sample in float64: shape (n,)."""
         return vector_norm(other.double() - x.double(), self.norm)

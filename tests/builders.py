@@ -62,6 +62,25 @@ def exact_distance(model: Classifier, batch: Batch, norm: str) -> Tensor:
     return torch.stack(distances)
 
 
+class Asked(nn.Module):
+    """Keeps the points that a network is asked about, those with gradients apart, and its answers."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.points: list[Tensor] = []
+        self.answers: list[Tensor] = []
+        self.differentiated: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.network(x)
+        self.points.append(x.detach().clone())
+        self.answers.append(z.detach().clone())
+        if torch.is_grad_enabled():
+            self.differentiated.append(x.detach().clone())
+        return z
+
+
 class Counting(nn.Module):
     """Wraps a network and counts the samples it evaluates, and those it is differentiated at, by itself."""
 

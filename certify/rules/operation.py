@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from certify.bounds import Interval, dot, entries
+from certify.bounds import Interval, dot, entries, spread
 from models.errors import NotApplicable
 
 # What pairs of a sample's values a step may make: all are kept for all samples of a batch, in every layer.
@@ -160,11 +160,6 @@ class Relaxed(Operation):
     @abstractmethod
     def undecided(self, bounds: Interval) -> Tensor:
         """Input entries whose tighter bounds would tighten the relaxation: bool (n, *input)."""
-
-
-def spread(tensor: Tensor, rows: Tensor) -> Tensor:
-    """(n, ...) as (n, 1, ...) beside rows (n, k, ...); what has k already is left alone."""
-    return tensor if tensor.dim() == rows.dim() else tensor.unsqueeze(1)
 
 
 def chord(function: Callable[[Tensor], Tensor], flat: Tensor, bounds: Interval) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from attacks.deepfool import DeepFool
 from attacks.ead import ElasticNet, shrunk
@@ -15,7 +14,7 @@ from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import Box, ThreatModel
 from tests.attacks.test_fmn import distance_in_the_box
-from tests.builders import exact_distance, images, labelled, linear, mlp, random_linear
+from tests.builders import Asked, exact_distance, images, labelled, linear, mlp, random_linear
 
 
 def search(model, batch, eps=None, **settings):
@@ -36,19 +35,6 @@ def test_thresholding_is_the_proximal_step_in_the_box():
     value = (grid - z).square() / 2 + 0.2 * (grid - x).abs()
     least = grid[value.argmin(0), 0]
     torch.testing.assert_close(shrunk(z, x, 0.2, Box(-1.0, 2.0))[0], least, atol=2e-3, rtol=0)
-
-
-class Asked(nn.Module):
-    """Keeps every input that a network was asked about with gradients."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network, self.points = network, []
-
-    def forward(self, x):
-        if torch.is_grad_enabled():
-            self.points.append(x.detach().clone())
-        return self.network(x)
 
 
 def test_the_iterates_are_the_papers():
@@ -72,9 +58,9 @@ def test_the_iterates_are_the_papers():
         y, point = (new + k / (k + 3) * (new - point)).clamp(0, 1), new
     assert float((iterates[-1] - x).abs().max()) > 0.05
     # The first gradient gives the first c, at which no entry leaves x.
-    assert len(asked.points) == 81
-    assert all(torch.equal(one, x) for one in asked.points[:41])
-    for ours, theirs in zip(asked.points[41:], iterates, strict=True):
+    assert len(asked.differentiated) == 81
+    assert all(torch.equal(one, x) for one in asked.differentiated[:41])
+    for ours, theirs in zip(asked.differentiated[41:], iterates, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 

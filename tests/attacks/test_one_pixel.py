@@ -16,7 +16,7 @@ from models.randomness import Randomness
 from models.threat import Box
 from models.threats import threat_named
 from tests.attacks.test_fmn import distance_in_the_box
-from tests.builders import Counting, images, labelled, mlp, random_linear
+from tests.builders import Asked, Counting, images, labelled, mlp, random_linear
 
 
 def run(model, batch, eps, norm="l0", **settings):
@@ -58,20 +58,6 @@ def test_parents_are_three_different_members_evenly_drawn():
     every = [25 * a + 5 * b + c for a, b, c in permutations(range(5), 3)]
     assert set(counts.nonzero()[:, 0].tolist()) == set(every)
     assert float(counts[every].double().std() / counts[every].double().mean()) < 0.2
-
-
-class Asked(nn.Module):
-    """Keeps the points that a network was asked about and its answers."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network, self.points, self.answers = network, [], []
-
-    def forward(self, x):
-        z = self.network(x)
-        self.points.append(x.clone())
-        self.answers.append(z.detach().clone())
-        return z
 
 
 @pytest.mark.parametrize("base", ["random", "best"])

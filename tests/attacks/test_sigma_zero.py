@@ -19,31 +19,18 @@ from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import Box, ThreatModel
 from tests.attacks.test_fmn import distance_in_the_box
-from tests.builders import images, labelled, linear, mlp, random_linear
+from tests.builders import Asked, images, labelled, linear, mlp, random_linear
 
 
 def search(model, batch, eps=None, **settings):
     return SigmaZero(**settings).run(model, batch, ThreatModel("l0", eps, model.box), Randomness(0))
 
 
-class Recorder(nn.Module):
-    """Keeps every input that a network was asked about with gradients."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network, self.asked = network, []
-
-    def forward(self, x):
-        if torch.is_grad_enabled():
-            self.asked.append(x.detach().clone())
-        return self.network(x)
-
-
 def test_the_iterates_are_the_papers():
     """Against algorithm 1 spelt out with autograd and PyTorch's own Adam, in double precision."""
     model = mlp(classes=3, inputs=12).double()
     batch = labelled(model, images(6).double())[5:]
-    model.network = recorder = Recorder(model.network)
+    model.network = recorder = Asked(model.network)
     search(model, batch, steps=30, halvings=0)
     delta = torch.zeros_like(batch.x, requires_grad=True)
     adam, tau, iterates = torch.optim.Adam([delta], lr=1.0, eps=1e-20), 0.3, []
@@ -62,7 +49,7 @@ def test_the_iterates_are_the_papers():
             delta.copy_((batch.x + delta).clamp(0, 1) - batch.x)
             delta[delta.abs() < tau] = 0.0
     # The first points asked about are the attack's, the others this test's own.
-    for ours, theirs in zip(recorder.asked[:30], iterates, strict=True):
+    for ours, theirs in zip(recorder.differentiated[:30], iterates, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 

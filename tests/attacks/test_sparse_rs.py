@@ -8,7 +8,7 @@ from torch import nn
 
 from attacks.fmn import FastMinimumNorm
 from attacks.jsma import JSMA
-from attacks.sparse_rs import Search, SparseRS, allowed_places, as_inputs, as_places, corners, share
+from attacks.sparse_rs import Search, SparseRS, as_inputs, as_places, corners, share
 from defenses.zoo import ModelName, load
 from models.data import load_data
 from models.errors import UserError
@@ -17,7 +17,7 @@ from models.randomness import Randomness
 from models.threat import Box
 from models.threats import threat_named
 from tests.attacks.test_fmn import distance_in_the_box
-from tests.builders import Counting, images, labelled, mlp, random_linear
+from tests.builders import Asked, Counting, images, labelled, mlp, random_linear
 
 UNIT = Box(0.0, 1.0)
 
@@ -53,7 +53,7 @@ def test_places_are_entries_or_pixels_of_any_shape(norm, shape):
     + [("mask", k / 49, 49, k) for k in (1, 7, 29, 41)],
 )
 def test_as_many_places_as_eps_allows(norm, eps, places, count):
-    assert allowed_places(threat_named(norm, eps), places) == count
+    assert threat_named(norm, eps).count(places) == count
 
 
 @pytest.mark.parametrize(("norm", "binary"), [("l0", False), ("l0", True), ("mask", True)])
@@ -106,20 +106,6 @@ def test_affine_networks_fall_exactly_from_their_distance_on(binary):
         result = run(model, batch, eps, queries=600)
         assert torch.equal(result.success, exact <= eps)
         assert 0 < int(result.success.sum()) <= 40
-
-
-class Asked(nn.Module):
-    """Keeps the points that a network was asked about and its answers."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network, self.points, self.answers = network, [], []
-
-    def forward(self, x):
-        z = self.network(x)
-        self.points.append(x.clone())
-        self.answers.append(z.detach().clone())
-        return z
 
 
 def test_only_what_lowers_the_margin_is_kept():
