@@ -20,8 +20,7 @@ from models.errors import UserError
 from models.randomness import Randomness
 from models.threat import Box, ThreatModel, vector_norm
 from tests.attacks.test_fmn import distance_in_the_box
-from tests.attacks.test_sigma_zero import Recorder
-from tests.builders import exact_distance, images, labelled, linear, mlp, random_linear
+from tests.builders import Asked, exact_distance, images, labelled, linear, mlp, random_linear
 
 NORMS = ["l2", "linf", "l1", "l0"]
 
@@ -156,10 +155,10 @@ def test_the_steps_are_the_papers(momentum, sample):
     with torch.no_grad():
         model.network[1].weight *= 3
     batch = labelled(model, images(8).double())[sample : sample + 1]
-    network, model.network = model.network, Recorder(model.network)
+    network, model.network = model.network, Asked(model.network)
     settings = {"steps": 4, "radius": 0.3, "final": 0.5, "failure": 0.7}
     search(model, batch, "l2", momentum=momentum, **settings)
-    asked = [point.flatten() for point in model.network.asked[-4:]]
+    asked = [point.flatten() for point in model.network.differentiated[-4:]]
     x, normal, nearest = batch.x.flatten(), None, float("inf")
     radius = 0.3 * float((asked[0] - x).norm())
     for step in range(3):
