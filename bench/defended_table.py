@@ -34,12 +34,13 @@ def defended(outcomes: pd.DataFrame, catalog: Catalog) -> list[Table]:
     for norm, eps in threats(handed):
         worst = verdicts(outcomes, norm, eps)
         mine = handed[(handed["norm"] == norm) & (handed["eps"] == eps)]
+        own = dict(list(outcomes[outcomes["norm"] == norm].groupby("defended")))
         rows = []
         for (model, defense, name), group in mine.groupby(["model", "defense", "defended"], sort=True):
             bare = without_defense(str(model), str(name), catalog)
             naive = group[group["judge"].str.contains(f"source={bare})", regex=False)]
             if bare != name and len(naive):
-                row = scored_twice(naive, outcomes[outcomes["defended"] == name], norm, eps)
+                row = scored_twice(naive, own[str(name)], norm, eps)
                 alone = worst[(worst["defended"] == bare) & worst["index"].isin(row.pop("samples"))]
                 without = 1 - alone["attacked"].mean() if len(alone) == row["n"] else np.nan
                 rows.append({"model": model, "defense": defense, **row, "undefended": without})
@@ -63,11 +64,12 @@ def scored_twice(naive: pd.DataFrame, own: pd.DataFrame, norm: str, eps: float) 
     known = bool(seen.any())
     naive = naive[seen] if known else naive
     samples = set(naive["index"])
-    worst = verdicts(own[own["index"].isin(samples)], norm, eps)
+    theirs = own[(own["norm"] == norm) & own["index"].isin(samples)]
+    attacked = (broken_at(theirs, eps) | ~theirs["clean"]).groupby(theirs["index"]).any()
     held = {
         "clean": int(naive.groupby("index")["clean"].all().sum()),
         "naive": int((naive["clean"] & ~broken_at(naive, eps)).groupby(naive["index"]).all().sum()),
-        "adaptive": int((~worst["attacked"]).sum()) if known else np.nan,
+        "adaptive": int((~attacked).sum()) if known else np.nan,
     }
     n = len(samples)
     row: dict[str, Any] = {"n": n, "samples": samples}

@@ -48,6 +48,7 @@ def bracket(outcomes: pd.DataFrame, norm: str, eps: float) -> Table:
     """The headline: robust accuracy lies between `certified` and `attacked`, the rest is the gap."""
     rows = []
     best = verdicts(outcomes, norm, eps)
+    own = dict(list(outcomes[outcomes["norm"] == norm].groupby("defended")))
     for (model, defense, defended), group in best.groupby(["model", "defense", "defended"], sort=True):
         n, survivors, proved = len(group), int((~group["attacked"]).sum()), int(group["certified"].sum())
         attacked, certified = wilson(survivors, n), wilson(proved, n)
@@ -64,8 +65,8 @@ def bracket(outcomes: pd.DataFrame, norm: str, eps: float) -> Table:
                 "certified_high": certified[1],
                 "attacked_low": attacked[0],
                 "attacked_high": attacked[1],
-                "strongest_attack": _strongest(outcomes, str(defended), norm, eps),
-                "best_certificate": _tightest(outcomes, str(defended), norm, eps),
+                "strongest_attack": _strongest(own[str(defended)], eps),
+                "best_certificate": _tightest(own[str(defended)], eps),
             }
         )
     frame = pd.DataFrame(rows)
@@ -104,13 +105,8 @@ def not_run(headers: Iterable[Header]) -> Table:
     )
 
 
-def _of(outcomes: pd.DataFrame, defended: str, norm: str) -> pd.DataFrame:
-    return outcomes[(outcomes["defended"] == defended) & (outcomes["norm"] == norm)]
-
-
-def _strongest(outcomes: pd.DataFrame, defended: str, norm: str, eps: float) -> str:
+def _strongest(mine: pd.DataFrame, eps: float) -> str:
     """The attack that breaks most of the correctly classified samples it was given, as a fraction."""
-    mine = _of(outcomes, defended, norm)
     mine = mine[(mine["kind"] == "attack") & mine["clean"]]
     if mine.empty:
         return "-"
@@ -118,8 +114,7 @@ def _strongest(outcomes: pd.DataFrame, defended: str, norm: str, eps: float) -> 
     return str(rate.sort_index().idxmax())
 
 
-def _tightest(outcomes: pd.DataFrame, defended: str, norm: str, eps: float) -> str:
-    mine = _of(outcomes, defended, norm)
+def _tightest(mine: pd.DataFrame, eps: float) -> str:
     mine = mine[mine["kind"] == "certificate"]
     rate = certified_at(mine, eps).groupby(mine["judge"]).mean()
     return str(rate.sort_index().idxmax()) if len(rate) and rate.max() > 0 else "-"
@@ -127,40 +122,39 @@ def _tightest(outcomes: pd.DataFrame, defended: str, norm: str, eps: float) -> s
 
 def judges(outcomes: pd.DataFrame, norm: str, eps: float) -> Table:
     """Each attack and certificate alone: robust (or certified) accuracy on its own n images."""
-    rows = []
     mine = outcomes[(outcomes["norm"] == norm) & (outcomes["eps"].isna() | (outcomes["eps"] == eps))]
-    for key, group in mine.groupby(KEYS, dropna=False, sort=True):
-        named = dict(zip(KEYS, key, strict=True))
-        attack = named["kind"] == "attack"
-        if attack:
-            broken = broken_at(group, eps)
-            held = int((~broken & group["clean"]).sum())
-            found = group[broken & group["clean"]]
-        else:
-            held, found = int(certified_at(group, eps).sum()), group.iloc[:0]
-        low, high = wilson(held, len(group))
-        rows.append(
-            {
-                "model": named["model"],
-                "defense": named["defense"],
-                "kind": named["kind"],
-                "judge": named["judge"],
-                "n": len(group),
-                "accuracy": held / len(group),
-                "low": low,
-                "high": high,
-                "fooling_rate": len(found) / max(int(group["clean"].sum()), 1) if attack else np.nan,
-                "rmsd": found["rmsd"].mean() if attack and len(found) else np.nan,
-                "passes": (group["forward"] + group["backward"]).mean() if attack else np.nan,
-                "illegal": int((~group["legal"]).sum()),
-                "zero_gradient": int(group["zero_gradient"].sum()),
-            }
-        )
+    attack, broken = mine["kind"] == "attack", broken_at(mine, eps)
+    found = broken & mine["clean"] & attack
+    counted = mine[KEYS].assign(
+        attack=attack,
+        clean=mine["clean"],
+        held=(mine["clean"] & ~broken).where(attack, certified_at(mine, eps)),
+        found=found,
+        rmsd=mine["rmsd"].where(found),
+        passes=(mine["forward"] + mine["backward"]).where(attack),
+        illegal=~mine["legal"],
+        zero_gradient=mine["zero_gradient"],
+    )
+    sums = dict.fromkeys(("clean", "held", "found", "illegal", "zero_gradient"), "sum")
+    grouped = counted.groupby(KEYS, dropna=False, sort=True)
+    total = grouped.agg({**sums, "attack": "size", "rmsd": "mean", "passes": "mean"}).reset_index()
+    n, held = total["attack"], total["held"].astype(int)
+    ends = [wilson(*pair) for pair in zip(held.tolist(), n.tolist(), strict=True)]
+    frame = total[["model", "defense", "kind", "judge"]].assign(
+        n=n,
+        accuracy=held / n,
+        low=[low for low, _ in ends],
+        high=[high for _, high in ends],
+        fooling_rate=(total["found"] / total["clean"].clip(lower=1)).where(total["kind"] == "attack"),
+        rmsd=total["rmsd"],
+        passes=total["passes"],
+        illegal=total["illegal"].astype(int),
+        zero_gradient=total["zero_gradient"].astype(int),
+    )
     caption = (
         f"Each judge alone at {described(norm, eps)}: robust accuracy under an attack (upper bound), "
         "certified accuracy of a certificate (lower bound), each on its own n images"
     )
-    frame = pd.DataFrame(rows)
     return Table(
         f"{norm}-{eps:g}-judges", caption, frame, ("accuracy", "fooling_rate"), {"accuracy": ("low", "high")}
     )
