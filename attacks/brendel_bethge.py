@@ -52,7 +52,7 @@ class BrendelBethge(Attack):
     paper = "Brendel, Rauber, Kuemmerer, Ustyuzhaninov, Bethge 2019, 1907.01003"
     norms = ("l2", "linf", "l1", "l0")
     minimal = True
-    cost = Cost.MEDIUM
+    cost = Cost.EXPENSIVE
 
     steps: int = 200
     radius: float = 0.5

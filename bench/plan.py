@@ -163,7 +163,7 @@ def _judges(
             judge = Component(kind="attack", name=name, chosen=variant, defaults=entry.defaults)
             for threat in threats_of(spec, entry):
                 if images:
-                    yield judge, threat, images
+                    yield judge, threat.plain, threat.limited(images)
         yield from _unaware(spec, catalog, entry, pair)
     for name in expand("certificate", spec.certificates, catalog.certificates):
         entry = catalog.certificates[name]
@@ -171,7 +171,7 @@ def _judges(
         judge = Component(kind="certificate", name=name, chosen=_chosen(spec, entry), defaults=entry.defaults)
         for threat in threats_of(spec, entry):
             if images:
-                yield judge, threat, images
+                yield judge, threat.plain, threat.limited(images)
 
 
 def _unaware(
@@ -196,7 +196,7 @@ def _unaware(
         judge = Component(kind="attack", name=entry.name, chosen=chosen, defaults=entry.defaults)
         for threat in threats_of(spec, entry):
             if threat.norm in inner.norms:
-                yield judge, threat, images
+                yield judge, threat.plain, threat.limited(images)
 
 
 def _others(entry: Entry, pair: tuple[str, str], sources: list[str], catalog: Catalog) -> list[str]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.catalog import Catalog, Entry
-from bench.cell import Threat
-from bench.spec import MatrixSpec
+from bench.spec import MatrixSpec, MatrixThreat
 from models.cost import WIDE, Cost
 from models.registry import suggest
 
@@ -37,11 +36,20 @@ def cost_of(judge: Entry, model: Entry) -> Cost:
     return judge.wide_cost if judge.wide_cost and model.neurons > WIDE else judge.cost
 
 
-def threats_of(spec: MatrixSpec, entry: Entry) -> list[Threat]:
-    """The matrix' threats in the component's norms; one without eps per norm for a minimal attack."""
+def threats_of(spec: MatrixSpec, entry: Entry) -> list[MatrixThreat]:
+    """The matrix' threats in the component's norms; one without eps per norm for a minimal attack.
+
+    That one gets the images of all threats that it serves.
+    """
     mine = [threat for threat in spec.threats if threat.norm in entry.norms]
     if entry.minimal:
-        return [Threat(norm=norm, eps=None) for norm in dict.fromkeys(threat.norm for threat in mine)]
+        served: dict[str, list[int | None]] = {}
+        for threat in mine:
+            served.setdefault(threat.norm, []).append(threat.images)
+        return [
+            MatrixThreat(norm=norm, eps=None, images=None if None in most else max(filter(None, most)))
+            for norm, most in served.items()
+        ]
     return [threat for threat in mine if threat.eps is not None]
 
 

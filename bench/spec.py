@@ -18,12 +18,27 @@ from models.registry import suggest
 MATRICES = Path(__file__).parent / "matrices"
 
 
+class MatrixThreat(Threat):
+    """A threat as a matrix asks for it: no judge gets more than `images` under it; None sets no limit."""
+
+    images: int | None = Field(default=None, ge=1)
+
+    @property
+    def plain(self) -> Threat:
+        """The threat itself, which is all that a cell holds."""
+        return Threat(norm=self.norm, eps=self.eps)
+
+    def limited(self, images: int) -> int:
+        """How many of so many images a judge gets under this threat."""
+        return images if self.images is None else min(images, self.images)
+
+
 class MatrixSpec(BaseModel):
     """A benchmark: which models, defences, attacks and certificates meet under which threats.
 
     "*" in a list stands for everything registered. `images` says how many images a component
-    of each cost class gets; `parameters` overrides hyper-parameters by component name;
-    `sources` are the models whose adversarial examples are transferred.
+    of each cost class gets, and a threat how many at most; `parameters` overrides hyper-parameters by
+    component name; `sources` are the models whose adversarial examples are transferred.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,7 +51,7 @@ class MatrixSpec(BaseModel):
     attacks: tuple[str, ...] = ("*",)
     certificates: tuple[str, ...] = ("*",)
     sources: tuple[str, ...] = ("*",)
-    threats: tuple[Threat, ...]
+    threats: tuple[MatrixThreat, ...]
     images: dict[Cost, int]
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
 

@@ -47,7 +47,7 @@ class AlphaCrown(Certifier):
     """
 
     paper = "Xu et al. 2021, 2011.13824"
-    cost = Cost.MEDIUM
+    cost = Cost.EXPENSIVE
     norms = ("linf", "l2", "l1", *ANYWHERE)
     wide_cost = Cost.EXTREME
 

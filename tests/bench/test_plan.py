@@ -10,13 +10,17 @@ import pytest
 from bench.catalog import Entry, load
 from bench.cell import Cell, Threat
 from bench.plan import Filters, Plan, make_plan
-from bench.spec import MatrixSpec, read_matrix
+from bench.spec import MatrixSpec, MatrixThreat, read_matrix
 from models.cost import Cost
 from models.errors import UserError
 from tests.bench.builders import catalog
 
 IMAGES = {Cost.CHEAP: 100, Cost.MEDIUM: 50, Cost.EXPENSIVE: 20, Cost.EXTREME: 2}
-THREATS = (Threat(norm="linf", eps=0.1), Threat(norm="linf", eps=0.3), Threat(norm="l2", eps=1.0))
+THREATS = (
+    MatrixThreat(norm="linf", eps=0.1),
+    MatrixThreat(norm="linf", eps=0.3),
+    MatrixThreat(norm="l2", eps=1.0),
+)
 
 
 def weights(name: str) -> str:
@@ -67,6 +71,26 @@ def test_images_follow_the_cost_class() -> None:
     assert "program" not in {cell.judge.name for cell in none}
 
 
+def test_a_threat_limits_the_images_of_its_judges_and_is_none_of_the_cells_identity() -> None:
+    few = (
+        MatrixThreat(norm="linf", eps=0.1, images=60),
+        MatrixThreat(norm="linf", eps=0.3),
+        MatrixThreat(norm="l2", eps=1.0, images=9),
+    )
+    cells = plan(threats=few, models=("dense+none",)).cells
+    images = {(cell.judge.name, cell.threat.norm, cell.threat.eps): cell.images for cell in cells}
+    assert images[("step", "linf", 0.1)] == 60
+    assert images[("step", "linf", 0.3)] == 100
+    assert images[("program", "linf", 0.1)] == 2
+    # One search serves both radii of linf, the second of which sets no limit.
+    assert images[("nearest", "linf", None)] == 50
+    assert images[("nearest", "l2", None)] == images[("step", "l2", 1.0)] == 9
+    assert {type(cell.threat) for cell in cells} == {Threat}
+    unlimited = (few[0].model_copy(update={"images": None}), *few[1:])
+    other = plan(threats=unlimited, models=("dense+none",)).cells
+    assert {cell.id for cell in cells if cell.images < 60} <= {cell.id for cell in other}
+
+
 def test_a_judge_that_is_named_and_gets_no_image_is_a_skip_with_its_reason() -> None:
     """A gate that names a certificate must not lose it in silence."""
     none = {**IMAGES, Cost.EXTREME: 0, Cost.CHEAP: 0}
@@ -85,7 +109,7 @@ def test_a_minimal_attack_runs_once_a_norm_without_a_radius() -> None:
 
 
 def test_a_threat_without_a_radius_is_for_minimal_attacks_only() -> None:
-    cells = plan(threats=(Threat(norm="l2", eps=None),), models=("dense+none",)).cells
+    cells = plan(threats=(MatrixThreat(norm="l2", eps=None),), models=("dense+none",)).cells
     assert [(cell.judge.name, cell.threat.eps) for cell in cells] == [("nearest", None)]
 
 
@@ -137,7 +161,7 @@ def test_a_sweep_runs_its_values_one_by_one() -> None:
     )
     one = one.model_copy(update={"defaults": {"kind": "worst"}})
     known = catalog().model_copy(update={"attacks": {"weather": one}})
-    mine = spec(threats=(Threat(norm="corruption", eps=3),), models=("dense+none",))
+    mine = spec(threats=(MatrixThreat(norm="corruption", eps=3),), models=("dense+none",))
     made = make_plan(mine, known, weights)
     assert [cell.judge.chosen for cell in made.cells] == [{"kind": "fog"}, {"kind": "snow"}]
     assert {skip.what for skip in made.skips if "no threat" in skip.reason} == {

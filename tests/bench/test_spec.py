@@ -16,7 +16,7 @@ attacks = ["fgsm"]
 threats = [
     { norm = "linf", eps = "8/255" },
     { norm = "l2", eps = 0.5 },
-    { norm = "l2" },
+    { norm = "l2", images = 7 },
 ]
 
 [images]
@@ -50,10 +50,10 @@ def refusal(folder: Path, text: str | bytes) -> str:
 def test_what_is_read(tmp_path: Path) -> None:
     spec = read_matrix(written(tmp_path, GOOD))
     assert spec.name == "mine"
-    assert [(threat.norm, threat.eps) for threat in spec.threats] == [
-        ("linf", 8 / 255),
-        ("l2", 0.5),
-        ("l2", None),
+    assert [(threat.norm, threat.eps, threat.images) for threat in spec.threats] == [
+        ("linf", 8 / 255, None),
+        ("l2", 0.5, None),
+        ("l2", None, 7),
     ]
     assert spec.images == {Cost.CHEAP: 50, Cost.MEDIUM: 30, Cost.EXPENSIVE: 20, Cost.EXTREME: 0}
     assert spec.parameters == {"pgd": {"steps": 7}}
@@ -95,6 +95,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 INVALID = {
     "unknown key": (GOOD.replace("data =", "dataa ="), ("line 1", "dataa", "did you mean data")),
     "unknown key of a threat": (GOOD.replace("eps = 0.5", "epsilon = 0.5"), ("line 4", "epsilon")),
+    "a threat without images": (GOOD.replace("images = 7", "images = 0"), ("line 4", "images", "1")),
     "negative eps": (GOOD.replace("0.5", "-0.5"), ("line 4", "-0.5", ">= 0")),
     "eps that is no number": (GOOD.replace("8/255", "tiny"), ("line 4", "tiny", "8/255")),
     "eps that is not finite": (GOOD.replace("0.5", "inf"), ("line 4", "inf")),
