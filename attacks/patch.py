@@ -14,6 +14,7 @@ from attacks.base import Attack, register_attack
 from attacks.images import as_images
 from attacks.losses import LOSSES, against, check_loss, margin_loss
 from models.base import Batch, margin
+from models.cost import Cost
 from models.errors import UserError
 from models.pixels import FreePixels
 from models.randomness import Randomness
@@ -128,6 +129,7 @@ class Patch(Attack):
 
     paper = "Brown, Mane, Roy, Abadi, Gilmer 2017, 1712.09665"
     norms = ("linf", "l2", "patch")
+    cost = Cost.MEDIUM
 
     area: float = 0.1
     places: int = 5

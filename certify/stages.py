@@ -18,12 +18,27 @@ def others(lower: Tensor, y: Tensor) -> Tensor:
 
 def staged_margins(graph: Graph, x: Tensor, y: Tensor, threat: ThreatModel, needed: float) -> Tensor:
     """Lower bounds (n, classes) on z_y - z_j: ibp's, and crown's and polytope's where these are too low."""
+    lower = first_margins(graph, x, y, threat)
+    open_ = (others(lower, y) <= needed).nonzero()[:, 0]
+    if len(open_):
+        lower[open_] = line_margins(graph, x[open_], y[open_], threat.select(open_), lower[open_])
+    return lower
+
+
+def first_margins(graph: Graph, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+    """ibp's lower bounds (n, classes) on z_y - z_j."""
     with torch.no_grad():
-        lower = interval_margins(graph, x, y, threat)
-        open_ = (others(lower, y) <= needed).nonzero()[:, 0]
-        if len(open_):
-            relaxation = relax(graph, x[open_], threat.select(open_), parallel_slope, adaptive_slope)
-            both = margins(relaxation, y[open_]), margins(relaxation.with_alpha({}), y[open_])
-            lower[open_] = torch.maximum(lower[open_], torch.maximum(*both))
-    # Where a pass overflows, what comes out of it proves nothing.
+        return _proved(interval_margins(graph, x, y, threat))
+
+
+def line_margins(graph: Graph, x: Tensor, y: Tensor, threat: ThreatModel, known: Tensor) -> Tensor:
+    """The largest of crown's, polytope's and the `known` lower bounds (n, classes) on z_y - z_j."""
+    with torch.no_grad():
+        relaxation = relax(graph, x, threat, parallel_slope, adaptive_slope)
+        both = margins(relaxation, y), margins(relaxation.with_alpha({}), y)
+        return torch.maximum(known, _proved(torch.maximum(*both)))
+
+
+def _proved(lower: Tensor) -> Tensor:
+    """Bounds of which none is more than was proved: where a pass overflows, what comes out proves nothing."""
     return lower.masked_fill(~lower.isfinite(), -torch.inf)

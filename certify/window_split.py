@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +13,7 @@ from certify.exact import Exact, accepted
 from certify.few import Few
 from certify.graph import Graph
 from certify.prepare import prepare
-from certify.stages import others, staged_margins
+from certify.stages import first_margins, line_margins, others
 from models.base import Batch, Classifier, margin
 from models.cost import Cost
 from models.errors import NotApplicable
@@ -25,6 +24,10 @@ from models.threat import ThreatModel
 
 # Boxes that are bounded at once: so many numbers each, times the network's width, stay near the cache.
 ENTRIES = 2**21
+# So many windows are bounded first, to learn what one costs; a piece takes no more than this part of what is
+# left, and is no more than so many times larger than the last.
+FIRST = 4
+PIECES = 4
 # Classes whose gradients tell the corners that are tried in every window.
 RIVALS = 3
 
@@ -50,10 +53,10 @@ class _Search:
         classes = self.graph.num_classes(self.x)
         self.lower = self.x.new_full((len(self.windows), classes), -torch.inf)
 
-    def pieces(self, places: Tensor) -> Iterator[Tensor]:
-        """Some of the windows at a time."""
-        widest = max(shape.numel() for shape in self.graph.shapes(self.x))
-        return iter(places.split(max(1, ENTRIES // widest))) if len(places) else iter(())
+    @property
+    def at_once(self) -> int:
+        """How many windows fit into memory together."""
+        return max(1, ENTRIES // max(shape.numel() for shape in self.graph.shapes(self.x)))
 
     def region(self, places: Tensor) -> Region:
         """The boxes of these windows: the whole range where they are, x elsewhere."""
@@ -77,7 +80,7 @@ class _Search:
             slopes = [torch.autograd.grad(gaps[j], x, retain_graph=True)[0] for j in nearest.tolist()]
         for slope in slopes:
             corner = torch.where(slope > 0, self.threat.box.lower, self.threat.box.upper)
-            for places in self.pieces(torch.arange(len(self.windows), device=x.device)):
+            for places in torch.arange(len(self.windows), device=x.device).split(self.at_once):
                 points = torch.where(self.windows[places], corner, self.x).to(self.sample.x)
                 with torch.no_grad():
                     least = margin(self.model.logits(points), self.sample.y.expand(len(points)))
@@ -86,13 +89,20 @@ class _Search:
                     return
 
     def bound(self, deadline: float) -> None:
-        """Bounds every window by intervals, then by lines."""
-        for places in self.pieces(torch.arange(len(self.windows), device=self.x.device)):
-            if time.monotonic() > deadline:
-                return
+        """Bounds every window by intervals, then the open ones by lines, in pieces that the time allows."""
+        for places in torch.arange(len(self.windows), device=self.x.device).split(self.at_once):
             region = self.region(places)
             y = self.sample.y.expand(len(places))
-            self.lower[places] = staged_margins(self.graph, region.centre, y, region, self.needed)
+            self.lower[places] = first_margins(self.graph, region.centre, y, region)
+        left, size, started = self.open, FIRST, time.monotonic()
+        while len(left) and started < deadline:
+            places, left = left[:size], left[size:]
+            region, y = self.region(places), self.sample.y.expand(len(places))
+            known = self.lower[places]
+            self.lower[places] = line_margins(self.graph, region.centre, y, region, known)
+            now = time.monotonic()
+            affordable = size * (deadline - now) / (PIECES * max(now - started, 1e-9))
+            size, started = int(max(1, min(affordable, PIECES * size, self.at_once))), now
 
     def settle(self, deadline: float, randomness: Randomness) -> None:
         """Asks for the exact answer of the open windows, the least sure one first."""

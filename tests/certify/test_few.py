@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import certify.window_split
 from bench import evaluate
 from certify.alpha_crown import AlphaCrown
 from certify.crown import Crown
@@ -157,6 +158,35 @@ def test_a_window_that_is_left_out_is_caught(monkeypatch):
 
     monkeypatch.setattr("certify.window_split.windows_of", forgetful)
     assert bool(WindowSplit(seconds=5).run(judged, data, threat, Randomness(0)).certified)
+
+
+def test_windows_are_bounded_in_pieces_that_keep_to_the_time(monkeypatch):
+    """A window takes a second of this clock: what is not reached proves nothing, and no piece is long."""
+    clock, sizes, honest = [0.0], [], certify.window_split.line_margins
+
+    def slow(graph, x, y, region, known):
+        clock[0] += len(x)
+        sizes.append(len(x))
+        return honest(graph, x, y, region, known)
+
+    monkeypatch.setattr(certify.window_split.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(certify.window_split, "line_margins", slow)
+    monkeypatch.setattr(
+        certify.window_split, "first_margins", lambda *asked: asked[1].new_full((len(asked[1]), 3), -9.0)
+    )
+    monkeypatch.setattr(certify.window_split._Search, "attack", lambda search: None)
+    monkeypatch.setattr(certify.window_split._Search, "settle", lambda search, deadline, randomness: None)
+    judged, x = network(1), torch.full((1, 2, 3, 3), 0.4)
+    labelled = Batch.of(x, judged.logits(x).argmax(1))
+    threat = FreePixels("patch", 1 / 9, judged.box)
+    whole = WindowSplit(seconds=1e6).run(judged, labelled, threat, Randomness(0)).lower
+    assert (sum(sizes), sizes[0]) == (9, 4)
+    del sizes[:]
+    cut = WindowSplit(seconds=6.0).run(judged, labelled, threat, Randomness(0)).lower
+    assert 4 < sum(sizes) <= 7
+    others = torch.arange(3) != labelled.y
+    assert bool((whole[0, others] > -9).all())
+    assert bool((cut[0, others] == -9).all())
 
 
 def test_more_than_one_place_anywhere_is_refused_with_the_way_out():
