@@ -7,9 +7,7 @@ to the nearest boundary, or which samples a radius reaches.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,48 +15,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.cw import CarliniWagner
-from attacks.deepfool import DeepFool
-from attacks.pgd import PGD
-from models.base import Batch, Classifier
-from models.randomness import Randomness
-from models.threat import UNIT_BOX, Box, ThreatModel, vector_norm
+from models.base import Batch
+from models.threat import UNIT_BOX, Box, vector_norm
+from tests.attacks.libraries import LIBRARIES, Kind, Run, importable
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
 INPUTS = 12
 DUAL = {"linf": 1, "l2": 2, "l1": torch.inf}
-Run = Callable[[nn.Module, Tensor, Tensor, Box, float | None], Tensor]
-"""(network, x (n, 1, 3, 4), labels, box, eps or None for the smallest perturbation) -> points as x."""
 Case = Callable[[Any, Run], str]
 """(kind, run) -> "" where it passes, else what is wrong."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """An attack that several libraries have: its name, norm, and how far above the optimum it may stay."""
-
-    name: str
-    norm: str
-    minimal: bool
-    slack: float = 1.0
-
-    @property
-    def classes(self) -> int:
-        return 4 if self.minimal else 2
-
-    @property
-    def title(self) -> str:
-        return f"{self.name} {self.norm}"
 
 
 KINDS = (
     Kind("pgd", "linf", False),
     Kind("pgd", "l2", False),
     Kind("pgd", "l1", False),
+    Kind("apgd", "linf", False),
+    Kind("apgd", "l2", False),
+    Kind("apgd", "l1", False),
     Kind("deepfool", "l2", True, 1.03),
     Kind("deepfool", "linf", True, 1.03),
-    Kind("cw", "l2", True, 1.05),
     Kind("deepfool", "l1", True, 1.03),
+    Kind("cw", "l2", True, 1.05),
+    Kind("ead", "l1", True, 1.05),
+    Kind("ddn", "l2", True, 1.25),
+    Kind("fmn", "l2", True, 1.05),
+    Kind("fmn", "linf", True, 1.05),
+    Kind("fmn", "l1", True, 1.05),
+    Kind("fab", "l2", True, 1.05),
+    Kind("fab", "linf", True, 1.05),
+    Kind("fab", "l1", True, 1.05),
+    Kind("brendel-bethge", "l2", True, 1.05),
+    Kind("brendel-bethge", "linf", True, 1.05),
+    Kind("brendel-bethge", "l1", True, 1.05),
+    Kind("hopskipjump", "l2", True, 1.1),
+    Kind("hopskipjump", "linf", True, 1.1),
 )
 
 
@@ -117,7 +108,7 @@ def right(kind: Kind, run: Run, net: nn.Sequential, x: Tensor, box: Box = UNIT_B
     """ "" where the answer is the closed form's, else what is wrong with it."""
     y, truth = labels(net, x), exact(net, x, kind.norm)
     eps = eps_for(kind, truth)
-    points = run(net, x, y, box, eps).detach()
+    points = run(net, Batch.of(x, y), box, eps).detach()
     hit, distance = fooled(net, points, y), away(x, points, kind.norm)
     if not bool(((points >= box.lower - 1e-6 * box.width) & (points <= box.upper + 1e-6 * box.width)).all()):
         return "leaves the box"
@@ -157,9 +148,8 @@ def black_and_white(kind: Kind, run: Run) -> str:
     """Images of zeros and ones alone: every sample that a large enough radius or none stops is fooled."""
     net, x = network(), (torch.rand(20, 1, 3, 4, generator=torch.Generator().manual_seed(5)) > 0.5).float()
     y = labels(net, x)
-    points = run(
-        net, x, y, UNIT_BOX, None if kind.minimal else {"linf": 1.0, "l2": 3.4, "l1": 12.0}[kind.norm]
-    )
+    eps = None if kind.minimal else {"linf": 1.0, "l2": 3.4, "l1": 12.0}[kind.norm]
+    points = run(net, Batch.of(x, y), UNIT_BOX, eps)
     if not bool(UNIT_BOX.contains(points).all()):
         return "leaves the box"
     missed = int((~fooled(net, points, y)).sum())
@@ -171,9 +161,10 @@ def batch_independence(kind: Kind, run: Run) -> str:
     net, x = network(), inputs(21)
     y = labels(net, x)
     eps = eps_for(kind, exact(net, x, kind.norm))
-    whole = run(net, x, y, UNIT_BOX, eps)
+    batch = Batch.of(x, y)
+    whole = run(net, batch, UNIT_BOX, eps)
     for part in (slice(0, 1), slice(1, 2), slice(2, 3), slice(7, 14)):
-        moved = float((run(net, x[part], y[part], UNIT_BOX, eps) - whole[part]).abs().max())
+        moved = float((run(net, batch[part], UNIT_BOX, eps) - whole[part]).abs().max())
         if moved > 1e-3:
             return f"a batch of {part.stop - part.start} differs by {moved:.2g}"
     return ""
@@ -187,112 +178,6 @@ CASES: tuple[Case, ...] = (
     black_and_white,
     batch_independence,
 )
-
-
-def rhobust(kind: Kind) -> Run | None:
-    """This suite's attack."""
-    attack = {"pgd": PGD(), "deepfool": DeepFool(), "cw": CarliniWagner()}[kind.name]
-
-    def run(net: nn.Module, x: Tensor, y: Tensor, box: Box, eps: float | None) -> Tensor:
-        model = Classifier(net, num_classes=net[1].out_features, box=box)
-        return attack.run(model, Batch.of(x, y), ThreatModel(kind.norm, eps, box), Randomness(0)).x_adv
-
-    return run
-
-
-def foolbox(kind: Kind) -> Run | None:
-    """Foolbox's attack, at 40 steps (PGD), 9 rounds of 200 (CW) or its defaults."""
-    library = importlib.import_module("foolbox").attacks
-    makers: dict[str, Callable[[], Any]] = {
-        "pgd linf": lambda: library.LinfPGD(steps=40, rel_stepsize=0.1, random_start=False),
-        "pgd l2": lambda: library.L2PGD(steps=40, rel_stepsize=0.1, random_start=False),
-        "pgd l1": lambda: library.L1PGD(steps=40, rel_stepsize=0.1, random_start=False),
-        "deepfool l2": library.L2DeepFoolAttack,
-        "deepfool linf": library.LinfDeepFoolAttack,
-        "cw l2": lambda: library.L2CarliniWagnerAttack(steps=200),
-    }
-    if kind.title not in makers:
-        return None
-    attack = makers[kind.title]()
-
-    def run(net: nn.Module, x: Tensor, y: Tensor, box: Box, eps: float | None) -> Tensor:
-        torch.manual_seed(0)
-        peer = importlib.import_module("foolbox").PyTorchModel(
-            net, bounds=(box.lower, box.upper), device="cpu"
-        )
-        return attack(peer, x, y, epsilons=eps)[1]
-
-    return run
-
-
-def torchattacks(kind: Kind) -> Run | None:
-    """torchattacks' attack, at 40 steps (PGD), 200 (CW, c = 1) or its defaults."""
-    library = importlib.import_module("torchattacks")
-    makers: dict[str, Callable[[nn.Module, Any], Any]] = {
-        "pgd linf": lambda net, eps: library.PGD(net, eps, eps / 10, 40, random_start=False),
-        "pgd l2": lambda net, eps: library.PGDL2(net, eps, eps / 10, 40, random_start=False),
-        "deepfool l2": lambda net, eps: library.DeepFool(net),
-        "cw l2": lambda net, eps: library.CW(net, c=1, steps=200),
-    }
-    maker = makers.get(kind.title)
-    if maker is None:
-        return None
-
-    def run(net: nn.Module, x: Tensor, y: Tensor, box: Box, eps: float | None) -> Tensor:
-        torch.manual_seed(0)
-        return maker(net, eps)(x, y).detach()
-
-    return run
-
-
-def art(kind: Kind) -> Run | None:
-    """ART's attack, at 40 steps (PGD), 10 rounds of 100 (CW) or its defaults."""
-    evasion = importlib.import_module("art.attacks.evasion")
-    estimators = importlib.import_module("art.estimators.classification")
-    order = {"linf": float("inf"), "l2": 2, "l1": 1}[kind.norm]
-    makers: dict[str, Callable[[Any, Any], Any]] = {
-        "pgd": lambda model, eps: evasion.ProjectedGradientDescent(
-            model, norm=order, eps=eps, eps_step=eps / 10, max_iter=40, verbose=False, batch_size=64
-        ),
-        "deepfool l2": lambda model, eps: evasion.DeepFool(model, max_iter=50, epsilon=0.02, verbose=False),
-        "cw l2": lambda model, eps: evasion.CarliniL2Method(
-            model, max_iter=100, binary_search_steps=10, batch_size=64, verbose=False
-        ),
-    }
-    maker = makers.get(kind.title, makers.get(kind.name))
-    if maker is None:
-        return None
-
-    def run(net: nn.Module, x: Tensor, y: Tensor, box: Box, eps: float | None) -> Tensor:
-        torch.manual_seed(0)
-        model = estimators.PyTorchClassifier(
-            net,
-            loss=nn.CrossEntropyLoss(),
-            input_shape=tuple(x.shape[1:]),
-            nb_classes=net[1].out_features,
-            clip_values=(box.lower, box.upper),
-            device_type="cpu",
-        )
-        return torch.from_numpy(maker(model, eps).generate(x.numpy(), y.numpy())).to(x)
-
-    return run
-
-
-LIBRARIES: dict[str, tuple[str, Callable[[Kind], Run | None]]] = {
-    "Rhobust": ("rhobust", rhobust),
-    "Foolbox": ("foolbox", foolbox),
-    "torchattacks": ("torchattacks", torchattacks),
-    "ART": ("adversarial-robustness-toolbox", art),
-}
-
-
-def importable(name: str) -> bool:
-    """Whether a library is there."""
-    try:
-        importlib.import_module({"Rhobust": "attacks", "ART": "art"}.get(name, name.lower()))
-    except ImportError:
-        return False
-    return True
 
 
 def verdict(library: str, kind: Kind, case: Case) -> str:
@@ -310,33 +195,46 @@ def page() -> str:
     """The table of all libraries that are there."""
     names = [name for name in LIBRARIES if importable(name)]
     head = [f"{name} {_version(LIBRARIES[name][0])}" for name in names]
+    slack: dict[str, list[str]] = {}
+    for kind in KINDS:
+        if kind.minimal:
+            slack.setdefault(f"{100 * (kind.slack - 1):.0f} %", []).append(kind.title)
     lines = [
         "# Conformance",
         "",
-        "Which library's attack passes which closed-form case: linear networks of 12 inputs, 20 to 30",
-        "samples each. Made by `python -m tests.attacks.conformance`, whose source has cases and settings;",
-        "libraries that cannot be imported are left out. An entry is yes, what is wrong, or - for an attack",
-        "that the library does not have. A fixed radius must fool exactly those samples that it reaches; a",
-        "smallest perturbation may be longer than the exact distance, in the mean, by "
-        + ", ".join(f"{100 * (kind.slack - 1):.0f} % ({kind.title})" for kind in KINDS if kind.minimal)
+        "Which library's attack passes which closed-form case: linear networks of 12 inputs, 20 to",
+        "30 samples each. Made by `python -m tests.attacks.conformance`; cases stand there, the settings of",
+        "the attacks in `tests/attacks/libraries.py`. Libraries that cannot be imported are left out. An",
+        f"entry is how many of the {len(CASES)} cases pass, and what is wrong in the others, or - for an",
+        "attack that the library does not have. A fixed radius must fool exactly those samples that it",
+        "reaches; a smallest perturbation may be longer than the exact distance, in the mean, by "
+        + "; ".join(f"{percent} ({', '.join(titles)})" for percent, titles in slack.items())
         + ".",
         "",
     ]
     lines += [f"- {case.__name__.replace('_', ' ')}: {(case.__doc__ or '').strip()}" for case in CASES]
-    lines += ["", f"| attack | case | {' | '.join(head)} |", f"|---|---|{'---|' * len(names)}"]
-    passed = dict.fromkeys(names, 0)
-    had = dict.fromkeys(names, 0)
+    lines += ["", f"| attack | {' | '.join(head)} |", f"|---|{'---|' * len(names)}"]
+    found = {name: {kind.title: answers(name, kind) for kind in KINDS} for name in names}
     for kind in KINDS:
-        for case in CASES:
-            found = {name: verdict(name, kind, case) for name in names}
-            for name, answer in found.items():
-                passed[name] += answer == "yes"
-                had[name] += answer != "-"
-            lines.append(
-                f"| {kind.title} | {case.__name__.replace('_', ' ')} | {' | '.join(found.values())} |"
-            )
-    lines.append(f"| passed | of those it has | {' | '.join(f'{passed[n]} of {had[n]}' for n in names)} |")
+        lines.append(f"| {kind.title} | {' | '.join(entry(found[name][kind.title]) for name in names)} |")
+    totals = [[answer for each in found[name].values() for answer in each.values()] for name in names]
+    counts = [(answers.count("yes"), len(answers) - answers.count("-")) for answers in totals]
+    lines.append(f"| all that it has | {' | '.join(f'{passed} of {had}' for passed, had in counts)} |")
     return "\n".join(lines) + "\n"
+
+
+def answers(library: str, kind: Kind) -> dict[str, str]:
+    """The verdict of every case, by its name."""
+    return {case.__name__.replace("_", " "): verdict(library, kind, case) for case in CASES}
+
+
+def entry(found: dict[str, str]) -> str:
+    """What the table says of an attack's cases."""
+    if set(found.values()) == {"-"}:
+        return "-"
+    wrong = [f"{case}: {answer}" for case, answer in found.items() if answer != "yes"]
+    passed = f"{len(found) - len(wrong)} of {len(found)}"
+    return f"{passed} ({'; '.join(wrong)})" if wrong else passed
 
 
 def _version(package: str) -> str:

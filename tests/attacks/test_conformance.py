@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from tests.attacks.conformance import CASES, KINDS, PAGE, Case, Kind, verdict
+from tests.attacks.conformance import CASES, KINDS, PAGE, Case, entry, verdict
+from tests.attacks.libraries import Kind
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.title)
@@ -18,15 +19,18 @@ def test_ours_pass(kind: Kind, case: Case) -> None:
 def test_a_wrong_answer_does_not_pass() -> None:
     """Points that do not move, move too far or leave the box, in place of an attack's."""
     for kind in KINDS:
-        assert CASES[0](kind, lambda net, x, y, box, eps: x) != ""
-        assert CASES[0](kind, lambda net, x, y, box, eps: 1 - x) != ""
-        assert CASES[0](kind, lambda net, x, y, box, eps: x + 2) == "leaves the box"
+        assert CASES[0](kind, lambda net, batch, box, eps: batch.x) != ""
+        assert CASES[0](kind, lambda net, batch, box, eps: 1 - batch.x) != ""
+        assert CASES[0](kind, lambda net, batch, box, eps: batch.x + 2) == "leaves the box"
 
 
-def test_the_page_has_every_case() -> None:
-    rows = re.findall(
-        r"^\| ([a-z0-9 ]+) \| ([a-z ]+) \| ([^|]+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE
-    )
-    found = [(kind, case, ours) for kind, case, ours in rows if kind not in ("attack", "passed")]
-    wanted = [(kind.title, case.__name__.replace("_", " "), "yes") for kind in KINDS for case in CASES]
-    assert found == wanted
+def test_the_page_has_every_attack() -> None:
+    rows = re.findall(r"^\| ([a-z0-9 -]+) \| ([^|]+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    found = [(kind, ours) for kind, ours in rows if kind not in ("attack", "all that it has")]
+    assert found == [(kind.title, f"{len(CASES)} of {len(CASES)}") for kind in KINDS]
+
+
+def test_an_entry_says_what_is_wrong() -> None:
+    assert entry({"a case": "yes", "another": "yes"}) == "2 of 2"
+    assert entry({"a case": "yes", "another": "leaves the ball"}) == "1 of 2 (another: leaves the ball)"
+    assert entry({"a case": "-", "another": "-"}) == "-"
