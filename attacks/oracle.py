@@ -105,8 +105,8 @@ def starts(oracle: Oracle, tries: int, randomness: Randomness) -> tuple[Tensor, 
 
 
 def towards(x: Tensor, point: Tensor, part: Tensor, norm: str) -> Tensor:
-    """`point` (k, ...) at `part` (k,) of its way from x: along the segment (l2), or clipped (linf)."""
-    if norm == "l2":
+    """`point` (k, ...) at `part` (k,) of its way from x: along the segment, or clipped (linf)."""
+    if norm != "linf":
         return torch.where(per_sample(part < 1, x), x + per_sample(part, x) * (point - x), point)
     reach = per_sample(part * vector_norm(point - x, "linf"), x)
     return torch.maximum(torch.minimum(point, x + reach), x - reach)
@@ -134,20 +134,33 @@ def side(
     samples: int,
     around: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """The steepest unit direction (k, ...) to where points around z are misclassified, from `samples` labels.
+    """The steepest unit direction (k, ...) to where points around z are misclassified; see `slope`."""
+    return oracle.threat.steepest(slope(oracle, z, rows, size, samples, around))
+
+
+def slope(
+    oracle: Oracle,
+    z: Tensor,
+    rows: Tensor,
+    size: Tensor,
+    samples: int | Tensor,
+    around: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Where points around z are misclassified (k, ...), up to scale, from `samples` labels of each sample.
 
     sum_b (phi_b - mean phi) u_b, phi_b = 1 where z + size u_b is misclassified and -1 elsewhere; sum_b phi_b
     u_b where all phi agree. around(row, keys) gives points for places `row` among z, keys (m,) their draws.
     """
     count = oracle.left[rows].clamp(max=samples)
-    group = max(min(ENTRIES // z.numel(), samples), 1)
+    most = int(count.max())
+    group = max(min(ENTRIES // z.numel(), most), 1)
     signed, plain, phi = (
         torch.zeros_like(z.flatten(1)),
         torch.zeros_like(z.flatten(1)),
         torch.zeros_like(size),
     )
-    for first in range(0, int(count.max()), group):
-        draw = torch.arange(first, min(first + group, samples), device=z.device)
+    for first in range(0, most, group):
+        draw = torch.arange(first, min(first + group, most), device=z.device)
         row, place = (draw < count[:, None]).nonzero().T
         points = around(row, oracle.batch.index[rows[row]] * MOST + draw[place])
         u = ((points - z[row]) / per_sample(size[row], points)).flatten(1)
@@ -157,4 +170,4 @@ def side(
         phi.index_add_(0, row, sign)
     mean = (phi / count.clamp(min=1).to(phi))[:, None]
     total = torch.where(mean.abs() == 1, signed, signed - mean * plain)
-    return oracle.threat.steepest(total.reshape(z.shape))
+    return total.reshape(z.shape)

@@ -8,6 +8,7 @@ from torch import nn
 
 from attacks.base import Attack
 from attacks.boundary import BoundaryAttack
+from attacks.geoda import GeoDA
 from attacks.rays import RayS
 from attacks.sign_opt import SignOPT
 from models.base import Classifier
@@ -15,7 +16,9 @@ from models.randomness import Randomness
 from models.threat import ThreatModel
 from tests.builders import Counting, images, labelled, mlp
 
-ATTACKS = [RayS, BoundaryAttack, SignOPT]
+STEADY = [RayS, BoundaryAttack, SignOPT]
+"""More queries continue what fewer began."""
+ATTACKS = [*STEADY, GeoDA]
 
 
 def run(kind: type[Attack], model, batch, queries: int):
@@ -51,7 +54,7 @@ def test_the_bill_is_exact_and_the_budget_is_kept(kind, queries):
     assert set(result.forward.tolist()) == {queries}
 
 
-@pytest.mark.parametrize("kind", ATTACKS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", STEADY, ids=lambda kind: kind.name)
 def test_more_queries_never_end_farther(kind):
     """But for labels within rounding of the boundary, where they depend on what else is in the batch."""
     batch, last = labelled(mlp(), images(20)), torch.full((20,), torch.inf).double()
