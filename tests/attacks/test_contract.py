@@ -66,6 +66,7 @@ def attack(name: str) -> Attack:
         return BoxConstrainedLBFGS(rounds=3, steps=10)
     small = {"nes": {"queries": 1020}, "spsa": {"queries": 1290}, "hopskipjump": {"queries": 1000}}
     small["geoda"] = {"queries": 500}
+    small["pointwise"] = {"queries": 400}
     small["boundary"] = {"queries": 400}
     small["sign-opt"] = {"queries": 600}
     small["simba"] = {"queries": 150}

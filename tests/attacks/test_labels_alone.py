@@ -9,6 +9,7 @@ from torch import nn
 from attacks.base import Attack
 from attacks.boundary import BoundaryAttack
 from attacks.geoda import GeoDA
+from attacks.pointwise import Pointwise
 from attacks.rays import RayS
 from attacks.sign_opt import SignOPT
 from models.base import Classifier
@@ -18,7 +19,8 @@ from tests.builders import Counting, images, labelled, mlp
 
 STEADY = [RayS, BoundaryAttack, SignOPT]
 """More queries continue what fewer began."""
-ATTACKS = [*STEADY, GeoDA]
+SPENDERS = [*STEADY, GeoDA]
+"""Nothing but the end of the queries ends these."""
 
 
 def run(kind: type[Attack], model, batch, queries: int):
@@ -26,7 +28,7 @@ def run(kind: type[Attack], model, batch, queries: int):
     return kind(queries=queries).run(model, batch, threat, Randomness(0))
 
 
-@pytest.mark.parametrize("kind", ATTACKS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [*SPENDERS, Pointwise], ids=lambda kind: kind.name)
 def test_nothing_but_the_label_is_used(kind):
     inner = mlp()
 
@@ -40,7 +42,7 @@ def test_nothing_but_the_label_is_used(kind):
     assert torch.equal(plain.x_adv, hidden.x_adv)
 
 
-@pytest.mark.parametrize("kind", ATTACKS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", SPENDERS, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("queries", [1, 2, 17, 60, 300])
 def test_the_bill_is_exact_and_the_budget_is_kept(kind, queries):
     model = mlp()
@@ -54,7 +56,7 @@ def test_the_bill_is_exact_and_the_budget_is_kept(kind, queries):
     assert set(result.forward.tolist()) == {queries}
 
 
-@pytest.mark.parametrize("kind", STEADY, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [*STEADY, Pointwise], ids=lambda kind: kind.name)
 def test_more_queries_never_end_farther(kind):
     """But for labels within rounding of the boundary, where they depend on what else is in the batch."""
     batch, last = labelled(mlp(), images(20)), torch.full((20,), torch.inf).double()
