@@ -67,6 +67,7 @@ def attack(name: str) -> Attack:
     small = {"nes": {"queries": 1020}, "spsa": {"queries": 1290}, "hopskipjump": {"queries": 1000}}
     small["geoda"] = {"queries": 500}
     small["pointwise"] = {"queries": 400}
+    small["zoo"] = {"queries": 600}
     small["boundary"] = {"queries": 400}
     small["sign-opt"] = {"queries": 600}
     small["simba"] = {"queries": 150}
