@@ -126,7 +126,9 @@ class Pointwise(Attack):
         rows = torch.arange(len(batch), device=batch.x.device)
         while len(rows := oracle.live(rows[oracle.distance[rows] > 1])):
             points, entry = state.ask(rows)
-            wrong = oracle.wrong(points, rows)
+            # A random network may err at x itself, which is no perturbation.
+            changed = (points != batch.x[rows]).flatten(1).any(1)
+            wrong = oracle.wrong(points, rows) & changed
             oracle.keep(points[wrong], rows[wrong])
             state.learn(rows, points, entry, wrong)
         return threat.project(batch.x, oracle.best)
