@@ -139,7 +139,7 @@ def _entry_rows(relaxation: Relaxation, node: int) -> Pick:
             if found is not None:
                 return inputs[0], found.rows, found.constant
         rows = torch.zeros(*places.shape, shape.numel(), dtype=dtype, device=places.device)
-        return node, rows.scatter_(2, places.unsqueeze(2), 1.0).unflatten(2, shape), 0.0
+        return node, rows.scatter_(2, places.unsqueeze(2), 1.0).reshape(*places.shape, *shape), 0.0
 
     return pick
 

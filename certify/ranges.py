@@ -192,7 +192,7 @@ class Layout:
         count = len(next(iter(parts.values())))
         found = self.lower.new_zeros(count, self.size)
         for i, part in parts.items():
-            found[:, self._place(i)] += part.flatten(1)
+            found[:, self._place(i)] += part.reshape(len(part), -1)
         return found
 
     def moved(self, parts: Parts, moves: list[Tensor], scale: Tensor) -> Parts:

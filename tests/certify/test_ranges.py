@@ -20,6 +20,7 @@ from models.region import Region
 from models.threat import ThreatModel
 from tests.certify.builders import batch, model, smallest_margins
 from tests.certify.planes import least_excess, small_network
+from tests.certify.test_rules import Forward
 
 
 class Shared(nn.Module):
@@ -235,3 +236,20 @@ def test_a_robust_tanh_network_is_certified_where_no_lines_alone_do():
     verdict = settle(network, prop, seconds=60)
     assert verdict.status == "certified"
     assert 0 < verdict.bound <= 0.05 + 1e-9
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.stack([x.var(1), x.std(1)], 1),
+        lambda x: torch.stack([torch.where(x[:, 0] > x[:, 1], x[:, 1], x[:, 0].sin()), x[:, 0].abs()], 1),
+    ],
+    ids=["variance", "choice"],
+)
+def test_values_that_are_one_number_a_sample_are_settled(function):
+    network = Forward(function)
+    spread = network(a_grid()) @ torch.tensor([1.0, -1.0], dtype=torch.float64)
+    for gap, status in ((0.1, "certified"), (-0.05, "broken")):
+        offset = gap - spread.min()[None]
+        clause = Clause(torch.tensor([[1.0, -1.0]]), offset)
+        assert settle(network, Property(LOW, HIGH, (clause,)), seconds=60).status == status
