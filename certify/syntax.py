@@ -11,7 +11,8 @@ from typing import NoReturn
 
 from models.errors import UserError
 
-TOKEN = re.compile(r";[^\n]*|[()]|[^\s();]+|\n")
+# A comment ends where its line does, in old files at a carriage return alone.
+TOKEN = re.compile(r";[^\n\r]*|[()]|[^\s();]+|\n")
 
 # How far, as a share of its largest term, the sum of a constraint may be above 0 by rounding.
 ROUNDING = 1e-14

@@ -136,7 +136,8 @@ def _declare(command: Expression, declared: dict[str, int]) -> None:
     name, kind = command.parts[1], command.parts[-1]
     if kind.text != "Real":
         kind.fail("is not understood as a type: use Real")
-    if name.text[:2] not in ("X_", "Y_") or not name.text[2:].isdecimal():
+    number = name.text[2:]
+    if name.text[:2] not in ("X_", "Y_") or not number.isdecimal() or number != str(int(number)):
         name.fail("is not understood as a name: inputs are X_0, X_1, ..., outputs Y_0, Y_1, ...")
     if name.text in declared:
         name.fail("is declared twice")

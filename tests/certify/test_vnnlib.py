@@ -219,6 +219,7 @@ MISTAKES = {
     "empty": (SAFE + "(assert (or))", "line 7: '(or ...' has no arguments"),
     "type": ("(declare-const X_0 Int)", "line 1: 'Int' is not understood as a type: use Real"),
     "name": ("(declare-const Z_0 Real)", "line 1: 'Z_0' is not understood as a name"),
+    "padded name": ("(declare-const X_00 Real)", "line 1: 'X_00' is not understood as a name"),
     "twice": (DECLARED + "(declare-const X_0 Real)", "line 5: 'X_0' is declared twice"),
     "gap": ("(declare-const X_1 Real)(declare-const Y_0 Real)", "X_0 is not declared, but X_1 is"),
     "no outputs": ("(declare-const X_0 Real)", "no Y_0 is declared"),
@@ -243,6 +244,12 @@ def test_a_mistake_names_line_and_token(case: str) -> None:
         parse_vnnlib(text)
     assert message in str(mistake.value)
     assert "\n" not in str(mistake.value)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_comment_ends_with_its_line_whatever_ends_that(end: str) -> None:
+    text = SAFE + "; unsafe\n(assert (<= Y_0 1)) ; and\n(assert (<= Y_1 2))"
+    assert equal(parse_vnnlib(text.replace("\n", end)).properties[0], parse_vnnlib(text).properties[0])
 
 
 def test_files_plain_gzipped_absent_and_damaged(tmp_path: Path) -> None:
