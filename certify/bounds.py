@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -19,13 +19,19 @@ class Interval:
 
     lower: Tensor
     upper: Tensor
-    _known: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _known: dict[tuple[Hashable, str], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
-    def known(self, name: str, compute: Callable[[Interval], Tensor]) -> Tensor:
-        """What `compute` says of these bounds, computed once: an ascent draws its lines at every step."""
-        if name not in self._known:
-            self._known[name] = compute(self)
-        return self._known[name]
+    def known(self, function: Hashable, name: str, compute: Callable[[Interval], Tensor]) -> Tensor:
+        """What `compute` says of a function on these bounds, computed once for an ascent of many steps.
+
+        Several functions may have the same value, and so its bounds, as their input.
+        """
+        key = function, name
+        if key not in self._known:
+            self._known[key] = compute(self)
+        return self._known[key]
 
     @property
     def centre(self) -> Tensor:

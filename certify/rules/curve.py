@@ -120,7 +120,7 @@ class GELU(Activation):
         return torch.minimum(torch.maximum((low + high) / 2, bounds.lower), bounds.upper)
 
     def lines(self, bounds: Interval, alpha: Tensor | None) -> Lines:
-        slope, below, above = bounds.known("parallel lines", self._parallel).unbind()
+        slope, below, above = bounds.known(self, "parallel lines", self._parallel).unbind()
         if alpha is None:
             return Lines(slope, below, slope, above, parallel=True)
         lower, upper = bounds.lower, bounds.upper

@@ -56,9 +56,9 @@ class Sigmoidal(Activation):
     def lines(self, bounds: Interval, alpha: Tensor | None) -> Lines:
         lower, upper = bounds.lower, bounds.upper
         if alpha is not None:
-            slope, below = self._below(bounds.known("last tangent", self._last_tangent), bounds, alpha)
+            slope, below = self._below(bounds.known(self, "last tangent", self._last_tangent), bounds, alpha)
             turned = Interval(-upper, -lower)
-            last = bounds.known("first tangent", lambda _: self._last_tangent(turned))
+            last = bounds.known(self, "first tangent", lambda _: self._last_tangent(turned))
             steep, rest = self._below(last, turned, alpha)
             return Lines(slope, below, steep, 2 * self.forward(torch.zeros_like(rest)) - rest)
         slope = torch.minimum(self._slope(lower), self._slope(upper))

@@ -139,7 +139,7 @@ class Turning(Activation):
         return [torch.minimum(torch.maximum(place, bounds.lower), bounds.upper) for place in places]
 
     def lines(self, bounds: Interval, alpha: Tensor | None) -> Lines:
-        slope, below, above = bounds.known("parallel lines", self._parallel).unbind()
+        slope, below, above = bounds.known(self, "parallel lines", self._parallel).unbind()
         return Lines(slope, below, slope, above, parallel=True)
 
     def _parallel(self, bounds: Interval) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -134,6 +135,28 @@ def test_bounds_of_exp_that_would_overflow_are_refused_but_not_those_of_a_softma
         others = torch.arange(3) != data.y[:, None]
         assert (lower <= least + 1e-9)[others].all()
         assert (lower[others] >= -4).all()
+
+
+FAMILIES = [
+    (torch.sin, torch.cos),
+    (torch.tanh, torch.sigmoid, torch.erf, F.softsign),
+    (F.gelu, F.silu, F.mish, torch.sin),
+]
+
+
+@pytest.mark.parametrize("family", range(len(FAMILIES)))
+@pytest.mark.parametrize("name", ["crown", "alpha-crown"])
+def test_functions_of_the_same_value_have_lines_of_their_own(name: str, family: int) -> None:
+    data, threat = batch(2, (3,), classes=3), ThreatModel("linf", 0.2)
+    for functions in (FAMILIES[family], FAMILIES[family][::-1]):
+        judged = model(Forward(lambda x, own=functions: same_value(2 * x - 1, own)), classes=3)
+        least, _ = smallest_margins(judged, data, threat, samples=20)
+        lower = CERTIFIERS[name]().run(judged, data, threat, Randomness(0)).lower
+        assert (lower <= least + 1e-9)[torch.arange(3) != data.y[:, None]].all()
+
+
+def same_value(z: Tensor, functions: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+    return sum(function(z) * z + function(z) for function in functions)
 
 
 CALLS = {
