@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator as python
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.onnx.conversion import Conversion, Known, Symbol, operator
+from models.onnx.shapes import broadcast
 
 PAIRS: dict[str, Callable[..., Any]] = {
     "Add": python.add,
@@ -130,6 +132,10 @@ def combine(conversion: Conversion, name: str, first: Known, second: Known) -> S
     assert isinstance(value, Symbol)
     if not isinstance(constant, np.ndarray):
         conversion.refuse("lacks an input")
+    try:
+        value = broadcast(conversion, value, np.broadcast_shapes(value.shape, constant.shape))
+    except ValueError:
+        conversion.refuse(f"combines shapes {value.shape} and {constant.shape}, which do not broadcast")
     fitted = fit(conversion, constant, value)
     if name not in NUMBERS:
         fitted = torch.as_tensor(fitted, dtype=conversion.dtype)
@@ -160,6 +166,23 @@ def pairwise(conversion: Conversion) -> Known:
 def unary(conversion: Conversion) -> Known:
     """A function of each entry without settings."""
     return conversion.call(UNARY[conversion.current.op_type], conversion.symbol())
+
+
+@operator("Tan")
+def tangent(conversion: Conversion) -> Known:
+    """sin(z) / cos(z)."""
+    value = conversion.symbol()
+    return conversion.call(
+        python.truediv, conversion.call(torch.sin, value), conversion.call(torch.cos, value)
+    )
+
+
+@operator("Swish")
+def swish(conversion: Conversion) -> Known:
+    """z sigmoid(alpha z)."""
+    value, alpha = conversion.symbol(), float(conversion.attribute("alpha", 1.0))
+    gate = value if alpha == 1 else conversion.call(python.mul, value, alpha)
+    return conversion.call(python.mul, value, conversion.call(torch.sigmoid, gate))
 
 
 @operator("LeakyRelu")
@@ -220,9 +243,8 @@ def gelu(conversion: Conversion) -> Known:
 def clip(conversion: Conversion) -> Known:
     """min(max(z, low), high)."""
     low, high = conversion.option("min", 1), conversion.option("max", 2)
-    bounds = [
-        None if bound is None or abs(float(bound)) >= UNBOUNDED else float(bound) for bound in (low, high)
-    ]
+    bounds = [None if bound is None else np.asarray(bound, dtype=np.float64).item() for bound in (low, high)]
+    bounds = [None if bound is None or abs(bound) >= UNBOUNDED else bound for bound in bounds]
     value = conversion.symbol()
     return value if bounds == [None, None] else conversion.call(torch.clamp, value, *bounds)
 
@@ -249,12 +271,13 @@ def power(conversion: Conversion) -> Known:
 
 @operator("Softmax", "LogSoftmax")
 def softmax(conversion: Conversion) -> Known:
-    """Softmax along one axis; older opsets mean the axes from there on, the same where it is the last."""
+    """Softmax along one axis; older opsets mean all the axes from there on."""
     value = conversion.symbol()
-    axis = conversion.attribute("axis", 1 if conversion.opsets.get("", 1) < 13 else -1)
-    dim = conversion.dimension(value, axis)
-    if conversion.opsets.get("", 1) < 13 and dim != value.example.dim() - 1:
-        conversion.refuse("flattens several axes, which is not understood")
-    return conversion.call(
-        F.softmax if conversion.current.op_type == "Softmax" else F.log_softmax, value, dim
-    )
+    function = F.softmax if conversion.current.op_type == "Softmax" else F.log_softmax
+    shape, old = value.shape, conversion.opsets.get("", 1) < 13
+    axis = int(conversion.attribute("axis", 1 if old else -1))
+    if old and axis not in (-1, len(shape) - 1):
+        axis %= len(shape)
+        flat = conversion.reshaped(value, (math.prod(shape[:axis]), math.prod(shape[axis:])))
+        return conversion.reshaped(conversion.call(function, flat, flat.example.dim() - 1), shape)
+    return conversion.call(function, value, conversion.dimension(value, axis))

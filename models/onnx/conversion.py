@@ -65,8 +65,9 @@ class Conversion:
         if missing:
             self.refuse(f"reads '{missing[0]}', which nothing before it makes")
         inputs = [self.values[name] for name in node.input]
-        if not any(isinstance(value, Symbol) for value in inputs):
-            results: Sequence[Known] = self._folded(inputs)
+        within = any(attribute.HasField("g") for attribute in node.attribute)
+        if not within and not any(isinstance(value, Symbol) for value in inputs):
+            results: Sequence[Known] = self.folded(inputs)
         else:
             rule = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
             if rule is None:
@@ -78,7 +79,8 @@ class Conversion:
             results = found if isinstance(found, tuple) else (found,)
         self.values.update(zip(node.output, results, strict=False))
 
-    def _folded(self, inputs: list[Known]) -> list[np.ndarray]:
+    def folded(self, inputs: Sequence[Known]) -> list[np.ndarray]:
+        """What ONNX's own evaluator makes of the current node on constants."""
         names = [name for name in self.current.input if name]
         given = {name: value for name, value in zip(self.current.input, inputs, strict=True) if name}
         empty = helper.make_tensor_value_info
@@ -91,7 +93,11 @@ class Conversion:
             ],
             [empty(name, onnx.TensorProto.UNDEFINED, None) for name in self.current.output if name],
         )
-        opsets = [helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
+        versions = dict(self.opsets)
+        if self.current.op_type == "DequantizeLinear":
+            # The evaluator knows it from here on alone, and older ones mean the same.
+            versions[""] = max(versions.get("", 1), 19)
+        opsets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
         try:
             found = ReferenceEvaluator(helper.make_model(graph, opset_imports=opsets)).run(None, given)
         except Exception as error:
@@ -185,6 +191,10 @@ class Conversion:
         if rest == tuple(value.example.shape[1:]):
             return Symbol(value.node, value.example, batched)
         return self.call(torch.reshape, value, (-1, *rest), batched=batched)
+
+    def apart(self, value: Symbol) -> Symbol:
+        """The same value whose first ONNX axis, if it was the samples', is one like any other."""
+        return self.call(torch.unsqueeze, value, 1, batched=False) if value.batched else value
 
     def with_samples(self, value: Symbol, rank: int) -> Symbol:
         """`value` with ONNX axis 0 as its samples and `rank` axes in all."""

@@ -163,23 +163,25 @@ def convolution(conversion: Conversion) -> Known:
 
 @operator("ConvTranspose")
 def transposed_convolution(conversion: Conversion) -> Known:
-    """Transposed convolutions over two axes; uneven padding cuts the output."""
+    """Transposed convolutions over one or two axes; uneven padding cuts the output."""
     shape = conversion.fixed(1).shape
-    if len(shape) != 4:
-        conversion.refuse(f"over {len(shape) - 2} axes is not understood")
-    value = conversion.with_samples(conversion.symbol(), 4)
+    axes = len(shape) - 2
+    if axes not in (1, 2):
+        conversion.refuse(f"over {axes} axes is not understood")
+    value = conversion.with_samples(conversion.symbol(), axes + 2)
     kernel, sizes = list(shape[2:]), list(value.shape[2:])
     stride, dilation, *_ = window(conversion, kernel, sizes)
-    more = list(conversion.attribute("output_padding", [0, 0]))
+    more = list(conversion.attribute("output_padding", [0] * axes))
     whole = [
         step * (size - 1) + extra + apart * (width - 1) + 1
         for step, size, extra, apart, width in zip(stride, sizes, more, dilation, kernel, strict=True)
     ]
     before, after = _cut_off(conversion, whole, [s * step for s, step in zip(sizes, stride, strict=True)])
-    padding = before if before == after else [0, 0]
+    padding = before if before == after else [0] * axes
     groups = int(conversion.attribute("group", 1))
+    kind: Any = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}[axes]
     layer = nn.utils.skip_init(
-        nn.ConvTranspose2d, shape[0], shape[1] * groups, kernel, stride, padding, more, groups,
+        kind, shape[0], shape[1] * groups, kernel, stride, padding, more, groups,
         bias=conversion.input(2) is not None, dilation=dilation,
     )  # fmt: skip
     result = conversion.layer(_weights(conversion, layer), value)
@@ -194,9 +196,10 @@ def _cut_off(conversion: Conversion, whole: list[int], same: list[int]) -> tuple
     how = conversion.attribute("auto_pad", "NOTSET")
     wanted = conversion.attribute("output_shape", same if how.startswith("SAME") else None)
     if wanted is None:
-        pads = [0] * 4 if how == "VALID" else list(conversion.attribute("pads", [0] * 4))
-        return pads[:2], pads[2:]
-    total = [size - kept for size, kept in zip(whole, list(wanted)[-2:], strict=True)]
+        none = [0] * 2 * len(whole)
+        pads = none if how == "VALID" else list(conversion.attribute("pads", none))
+        return pads[: len(whole)], pads[len(whole) :]
+    total = [size - kept for size, kept in zip(whole, list(wanted)[-len(whole) :], strict=True)]
     if min(total) < 0:
         conversion.refuse(f"makes outputs of size {tuple(whole)}, less than its output shape")
     small, large = [size // 2 for size in total], [size - size // 2 for size in total]

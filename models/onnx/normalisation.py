@@ -48,3 +48,13 @@ def group_normalization(conversion: Conversion) -> Known:
         scale, shift = (part.repeat_interleave(channels // groups) for part in (scale, shift))
     epsilon = float(conversion.attribute("epsilon", 1e-5))
     return conversion.call(F.group_norm, value, groups, scale, shift, epsilon)
+
+
+@operator("RMSNormalization")
+def root_mean_square(conversion: Conversion) -> Known:
+    """Mean square 1 over all axes from `axis` on."""
+    value = conversion.symbol()
+    first = conversion.dimension(value, int(conversion.attribute("axis", -1)))
+    shape = tuple(value.example.shape[first:])
+    epsilon = float(conversion.attribute("epsilon", 1e-5))
+    return conversion.call(F.rms_norm, value, shape, _fitted(conversion, 1, shape), epsilon)

@@ -18,13 +18,18 @@ from torch import Tensor, fx, nn
 
 import models.onnx.arithmetic
 import models.onnx.choice
+import models.onnx.control
 import models.onnx.einsum
+import models.onnx.indexing
 import models.onnx.layers
 import models.onnx.normalisation
 import models.onnx.pooling
+import models.onnx.quantisation
+import models.onnx.recurrent
 import models.onnx.reductions
 import models.onnx.resizing
-import models.onnx.shapes  # noqa: F401
+import models.onnx.shapes
+import models.onnx.triangles  # noqa: F401
 from models.errors import NotApplicable, UserError
 from models.onnx.chain import as_chain
 from models.onnx.conversion import Conversion, Symbol

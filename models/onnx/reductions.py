@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.onnx.conversion import Conversion, Known, Symbol, operator
+from models.onnx.shapes import cut
 
 Dims = tuple[int, ...]
 
@@ -31,6 +32,22 @@ def _largest(conversion: Conversion, value: Symbol, dims: Dims, keep: bool) -> S
 
 def _least(conversion: Conversion, value: Symbol, dims: Dims, keep: bool) -> Symbol:
     return conversion.call(python.neg, _largest(conversion, conversion.call(python.neg, value), dims, keep))
+
+
+def _product(conversion: Conversion, value: Symbol, dims: Dims, keep: bool) -> Symbol:
+    """The product over `dims`, halves by halves."""
+    for dim in sorted(dims, reverse=True):
+        while (size := value.example.shape[dim]) > 1:
+            halves = (
+                cut(conversion, value, {dim: slice(start, start + size // 2)}) for start in (0, size // 2)
+            )
+            product = conversion.call(python.mul, *halves)
+            rest = cut(conversion, value, {dim: slice(size - size % 2, size)}) if size % 2 else None
+            value = (
+                conversion.call(torch.cat, [product, rest], dim, batched=value.batched) if rest else product
+            )
+        value = value if keep else conversion.call(torch.squeeze, value, dim)
+    return value
 
 
 def _direct(function: Callable[..., Tensor], *before: float) -> Callable[..., Symbol]:
@@ -55,6 +72,10 @@ REDUCTIONS: dict[str, Callable[[Conversion, Symbol, Dims, bool], Symbol]] = {
     "ReduceL1": _sum_of(torch.abs),
     "ReduceL2": _direct(torch.linalg.vector_norm, 2.0),
     "ReduceSumSquare": _sum_of(torch.square),
+    "ReduceProd": _product,
+    "ReduceLogSum": lambda conversion, *rest: conversion.call(
+        torch.log, _direct(torch.sum)(conversion, *rest)
+    ),
     "ReduceLogSumExp": _direct(torch.logsumexp),
 }
 
@@ -83,7 +104,7 @@ def reduce(conversion: Conversion) -> Known:
     rank = len(value.shape)
     axes = [int(axis) for axis in given or range(rank)]
     if value.batched and {0, -rank} & set(axes):
-        value = conversion.call(torch.unsqueeze, value, 1, batched=False)
+        value = conversion.apart(value)
     dims = tuple(sorted({conversion.dimension(value, axis) for axis in axes}))
     result = REDUCTIONS[conversion.current.op_type](conversion, value, dims, keep)
     return result if result.batched else conversion.reshaped(result, result.shape)

@@ -46,7 +46,7 @@ def _matrix(size: int, coordinates: np.ndarray, rounding: str | None) -> np.ndar
     return weights
 
 
-def _along(conversion: Conversion, value: Symbol, dim: int, matrix: np.ndarray) -> Symbol:
+def along(conversion: Conversion, value: Symbol, dim: int, matrix: np.ndarray) -> Symbol:
     """The matrix (out, in) times the entries along a PyTorch dimension."""
     weights = conversion.tensor(matrix)
     if dim == value.example.dim() - 1:
@@ -97,7 +97,7 @@ def resize(conversion: Conversion) -> Known:
         if coordinates is None:
             conversion.refuse(f"with coordinates by '{how}' is not understood")
         matrix = _matrix(size, coordinates, rounding if mode == "nearest" else None)
-        value = _along(conversion, value, conversion.dimension(value, axis), matrix)
+        value = along(conversion, value, conversion.dimension(value, axis), matrix)
     return value
 
 

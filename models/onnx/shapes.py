@@ -98,8 +98,7 @@ def permuted(conversion: Conversion, value: Symbol, order: list[int]) -> Symbol:
     """The axes in another order; the samples' one, of size 1, may end up anywhere."""
     if value.batched and order[0] == 0:
         return conversion.call(torch.permute, value, tuple(order))
-    if value.batched:
-        value = conversion.call(torch.unsqueeze, value, 1, batched=False)
+    value = conversion.apart(value)
     moved = conversion.call(torch.permute, value, (0, *(axis + 1 for axis in order)))
     return conversion.reshaped(moved, moved.shape)
 
@@ -128,12 +127,15 @@ def _widened(
 
 @operator("Concat")
 def concatenate(conversion: Conversion) -> Known:
-    """Values and constants joined along an axis that is not the samples'."""
+    """Values and constants joined along an axis."""
     parts = [conversion.input(place) for place in range(len(conversion.current.input))]
     values = [part for part in parts if isinstance(part, Symbol)]
     if len({value.batched for value in values}) > 1:
         values = [conversion.reshaped(value, value.shape) for value in values]
-    dim = conversion.dimension(values[0], int(conversion.attribute("axis")))
+    axis = int(conversion.attribute("axis"))
+    if axis in (0, -len(values[0].shape)):
+        values = [conversion.apart(value) for value in values]
+    dim = conversion.dimension(values[0], axis)
     groups: list[list[np.ndarray]] = [[]]
     for place, part in enumerate(parts):
         if isinstance(part, Symbol):
@@ -202,35 +204,23 @@ def split(conversion: Conversion) -> tuple[Known, ...]:
     )
 
 
-@operator("Gather")
-def gather(conversion: Conversion) -> Known:
-    """One entry of an axis, or a list of them."""
-    value, places = conversion.symbol(), conversion.fixed(1)
-    axis = int(conversion.attribute("axis", 0)) % len(value.shape)
-    places = np.where(places < 0, places + value.shape[axis], places)
-    if places.ndim == 0 and value.batched and axis == 0:
-        return Symbol(value.node, value.example, batched=False)
-    dim = conversion.dimension(value, axis)
-    if places.ndim == 0:
-        return cut(conversion, value, {dim: int(places)})
-    if not places.size:
-        conversion.refuse(f"of entries in the shape {places.shape} is not understood")
-    row = picked(conversion, value, dim, places.reshape(-1))
-    return conversion.reshaped(row, (*value.shape[:axis], *places.shape, *value.shape[axis + 1 :]))
-
-
 @operator("Expand")
 def expand(conversion: Conversion) -> Known:
     """Axes of size 1 made longer, or new ones in front."""
-    value, wanted = conversion.symbol(), [int(size) for size in conversion.fixed(1)]
-    rank = max(len(wanted), len(value.shape))
-    shape = (*[1] * (rank - len(value.shape)), *value.shape)
+    value, wanted = conversion.symbol(), tuple(int(size) for size in conversion.fixed(1))
     try:
-        whole = np.broadcast_shapes(shape, tuple(wanted))
+        whole = np.broadcast_shapes(value.shape, wanted)
     except ValueError:
-        conversion.refuse(f"cannot bring {value.shape} into the shape {tuple(wanted)}: use a batch of one")
+        conversion.refuse(f"cannot bring {value.shape} into the shape {wanted}: use a batch of one")
+    return broadcast(conversion, value, whole)
+
+
+def broadcast(conversion: Conversion, value: Symbol, whole: tuple[int, ...]) -> Symbol:
+    """The value repeated along axes of size 1, and along new ones in front, into the shape `whole`."""
     if whole == value.shape:
         return value
+    rank = len(whole)
+    shape = (*[1] * (rank - len(value.shape)), *value.shape)
     batched = value.batched and len(value.shape) == rank and whole[0] == 1
     if not batched and shape != tuple(value.example.shape[1:]):
         value = conversion.call(torch.reshape, value, (-1, *shape), batched=False)

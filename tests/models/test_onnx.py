@@ -252,7 +252,7 @@ REFUSED = {
         refused(1, 4, opset=9, BatchNormalization=([np.ones(4)] * 4, {"outputs": 5})),
         "BatchNormalization .*training mode mixes samples",
     ),
-    "enlarged": (refused(1, 4, Add=([np.ones((3, 1))], {})), r"Add .*\(3, 1\)"),
+    "no broadcast": (refused(1, 4, Add=([np.ones((3, 2))], {})), r"Add .*\(3, 2\), which do not broadcast"),
     "samples backwards": (refused(1, 4, Slice=([[-1], [-9], [0], [-1]], {})), "Slice .*samples"),
     "reflected too far": (refused(1, 4, Pad=([[0, 4, 0, 1]], {"mode": "reflect"})), "Pad .*4 entries"),
     "an open axis": (File(1, "height", 3).model(), "axis 1 of input 'x'"),

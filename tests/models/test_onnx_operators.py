@@ -22,7 +22,12 @@ from models.onnx.runtime import Runtime
 from models.randomness import Randomness
 from models.threat import ThreatModel
 from tests.certify.builders import batch, margins_of, model, smallest_margins
-from tests.models.onnx_cases import BOUNDED, CASES, IMAGE, JUMPING, joined, largest, one, resized, two
+from tests.models.onnx_cases import BOUNDED, IMAGE, JUMPING, joined, largest, one, resized, two
+from tests.models.onnx_cases import CASES as COMMON
+from tests.models.onnx_rare_cases import CASES as RARE
+from tests.models.onnx_rare_cases import branching, looping, recurrent
+
+CASES = COMMON | RARE
 
 
 def points(n: int, *shape: int) -> torch.Tensor:
@@ -167,18 +172,24 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
         "Resize .*antialias",
     ),
     "a diagonal": (one("Einsum", equation="abcc->abc").model(), "Einsum .*'abcc->abc'"),
-    "a sum": (one("Einsum", equation="abcd->ab").model(), "Einsum .*plain matrix product"),
-    "an implicit einsum": (one("Einsum", equation="abcd").model(), "Einsum .*plain matrix product"),
-    "an ellipsis": (one("Einsum", equation="a...->...a").model(), "Einsum .*plain matrix product"),
-    "samples summed": (
-        one("Einsum", np.ones((1, 3)), equation="abcd,ao->obcd").model(),
-        "Einsum .*samples",
+    "letters for fewer axes": (one("Einsum", equation="abc->abc").model(), "Einsum .*each axis"),
+    "a letter of no input": (one("Einsum", equation="abcd->abce").model(), "Einsum .*each axis"),
+    "updates that are added": (
+        one("ScatterND", [[0, 1]], [5.0], shape=(1, 4), reduction="add").model(18),
+        "ScatterND .*combines updates",
     ),
-    "an axis kept and summed": (
-        one("Einsum", np.ones((6, 3)), equation="abcd,do->abcd").model(),
-        "Einsum .*plain matrix product",
+    "a branch by a value": (branching(None).model(), "If .*no constant as input 0"),
+    "values of every round": (looping(collected=True).model(), "Loop .*collects"),
+    "an activation without rule": (
+        one(
+            "RNN", *recurrent(3)[:2], shape=(3, 1, 2), outputs=2, hidden_size=3, activations=["Affine"]
+        ).model(),
+        "RNN .*Affine",
     ),
-    "an outer product": (one("Einsum", np.ones(3), equation="abcd,o->abcdo").model(), "Einsum .*plain"),
+    "steps of two samples": (
+        one("RNN", *recurrent(3)[:2], shape=(4, 2, 2), outputs=2, hidden_size=3).model(),
+        "RNN .*one sample",
+    ),
     "shrunk by something else": (one("Shrink", bias=0.2).model(), "Shrink .*bias 0.2 and lambd 0.5"),
     "two largest entries": (largest([2]).model(), r"TopK .*k = 1 alone, not \[2\]"),
     "where the largest entry stands": (places(), "Cast .*reads 'topk_0_1'"),
@@ -195,7 +206,6 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
     ),
     "no broadcast": (two("Add", {"axes": [2, 3], "keepdims": 0}).model(), "Add .*do not broadcast"),
     "a constant that does not fit": (joined("x", np.ones((1, 1, 3)), axis=1).model(), "Concat .*fit"),
-    "a constant as a sample": (joined("x", np.ones((1, 3, 4)), axis=0).model(), "Concat .*samples"),
     "cropped by reflection": (
         one("Pad", [0, 0, -1, 0, 0, 0, 0, 0], mode="reflect").model(),
         "Pad .*reflect",
