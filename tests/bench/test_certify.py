@@ -232,6 +232,20 @@ def test_a_witness_that_onnxruntime_denies_is_no_counterexample(
     assert "none in the file's own" in errors
 
 
+def test_a_point_that_onnxruntime_alone_finds_unsafe_is_not_proved(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """100.3 is 100.300003 in single precision: the outputs are 200.6 and 200.600006."""
+    answers = []
+    for least in (200.5, 200.600003, 200.7):
+        (folder / "point.vnnlib").write_text(reach(100.3, 100.3, f"(>= Y_0 {least})"), encoding="utf-8")
+        arguments = ("--onnx", folder / "net.onnx", "--vnnlib", folder / "point.vnnlib", "--timeout", 30)
+        _, shown, errors = inside(capsys, *arguments)
+        answers.append(shown.split("\n")[0])
+        assert ("own precision alone" in errors) == (answers[-1] == "unknown")
+    assert answers == ["sat", "unknown", "unsat"]
+
+
 @pytest.mark.parametrize("inputs", [1, 20])
 def test_a_curved_network_of_few_inputs_is_settled(
     inputs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
