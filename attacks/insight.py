@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.evened import evened, unit_of
+from attacks.scores import Recorded, Scored, goes_around, place_of
 from attacks.smoothed import Reach, Smoothed
 from attacks.withheld import bridged, opened, tamed, unhooked
 from models.base import Classifier
@@ -34,6 +35,7 @@ class Insight:
         self._switched = self._closed = self._bridged = self._seen = False
         self._hidden: bool | None = False if model.stochastic else None
         self._unit: float | None = None
+        self._place: int | None = None
         self.dark = False
 
     @property
@@ -45,15 +47,23 @@ class Insight:
         """Logits of noisy copies (copies * k, ...), and how far each activation's input moves."""
         if self._seen:
             with torch.no_grad():
-                return self.evened(self._model.differentiable_logits(x)), []
-        measured = Reach(copies, len(x) // copies)
+                return evened(self._model.differentiable_logits(x), self._unit), []
+        measured, call = Reach(copies, len(x) // copies), self._scored(self._model.differentiable_logits)
         with torch.no_grad(), measured:
-            logits = self._model.differentiable_logits(x)
-        return self.evened(logits), measured.reaches
+            scores = call(x)
+        return evened(call.judged(scores), self._unit), measured.reaches
 
-    def evened(self, logits: Tensor) -> Tensor:
-        """Logits (k, classes) on one scale, once it is known that they are not (attacks.evened)."""
-        return evened(logits, self._unit)
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (k, classes), once it is known what they hide by their scores, or on one scale.
+
+        Decisions stay as they are (attacks.scores, attacks.evened).
+        """
+        call = self._scored(self._model.logits)
+        with torch.no_grad():
+            return evened(call.judged(call(x)), self._unit)
+
+    def _scored(self, call: Callable[[Tensor], Tensor]) -> Scored:
+        return Scored(call, self._model.num_classes, self._place)
 
     def relaxed(self, x: Tensor) -> Tensor:
         """Logits (k, classes) where averages stand for what is looked up by a largest score."""
@@ -74,7 +84,7 @@ class Insight:
                 logits = self._model.differentiable_logits(x)
         else:
             with unhooked(self._model):
-                logits = self.evened(self._opened(x, windows))
+                logits = evened(self._opened(x, windows), self._unit)
         if tame and logits.requires_grad:
             tamed(logits)
         gradient = _pulled_back(logits, x, values) if logits.requires_grad else None
@@ -86,34 +96,44 @@ class Insight:
         return logits.detach(), torch.zeros_like(x) if gradient is None else gradient
 
     def _opened(self, x: Tensor, windows: Windows) -> Tensor:
-        """The logits of x with smoothed derivatives, and with those that the network withholds."""
-        call = self._model.differentiable_logits
+        """Logits or scores of x with smoothed derivatives, and with those that the network withholds."""
         if self._hidden is None:
             self._ask(x[:ASKED].detach(), windows)
+        call = self._scored(self._model.differentiable_logits)
         if self._seen:
             with torch.enable_grad():
-                return call(x)
-        if self._bridged:
-            return bridged(call, self._model, x, windows)
-        logits = None if self._closed else opened(call, x, windows, self._switched, bool(self._hidden))
-        self._closed = logits is None
-        if logits is None:
-            with torch.enable_grad(), windows():
-                logits = call(x)
-        return logits
+                scores = call(x)
+        elif self._bridged:
+            scores = bridged(call, self._model, x, windows)
+        else:
+            found = None if self._closed else opened(call, x, windows, self._switched, bool(self._hidden))
+            self._closed = found is None
+            if found is None:
+                with torch.enable_grad(), windows():
+                    found = call(x)
+            scores = found
+        return call.judged(scores)
 
     def _ask(self, x: Tensor, windows: Windows) -> None:
-        """Learns whether the network answers otherwise where gradients are on, or where it is looked into."""
-        call = self._model.differentiable_logits
+        """Learns whether the network answers otherwise where gradients are on, or where it is looked into.
+
+        And what its logits hide.
+        """
+        call, z = self._model.differentiable_logits, x.clone().requires_grad_(True)
         with torch.no_grad():
             told = call(x)
-            with windows():
+            with windows(), Recorded(told.shape) as seen:
                 inside = call(x)
-        with torch.enable_grad():
-            asked = call(x.clone().requires_grad_(True)).detach()
+        with torch.enable_grad(), Recorded(told.shape) as followed:
+            asked = call(z)
         self._unit = unit_of(told)
         self._hidden = not torch.allclose(asked, told, rtol=1e-3, atol=1e-6)
         self._seen = not torch.allclose(inside, told, rtol=1e-3, atol=1e-6, equal_nan=True)
+        place = None
+        if not self._seen and self._model.surrogate is None:
+            place = place_of(seen.found, told, withheld=not asked.requires_grad)
+        if place is not None and not goes_around(asked, followed.at(place, asked), z):
+            self._place, self._unit = place, None
 
 
 @contextmanager

@@ -84,7 +84,7 @@ class Strongest(Attack):
     would break the sample within 2000 queries: honest gradients leave next to nothing to it, and it ends
     after 50. Where it did find something, linf, gradients have gone astray, and "square" searches once more
     from stripes. l1 has no random search.
-    Gradients that are withheld or falsified are seen through (attacks.withheld, choices, insight); where none
+    Gradients that are withheld or falsified are seen through (attacks.withheld, choices, scores); where none
     is left at a point a random direction is taken. A random model's hits are confirmed on 24 fresh draws.
     A surrogate that the model declares is followed (BPDA); a random model's gradients are averaged (EOT).
     Raises what `Attack.run` raises.

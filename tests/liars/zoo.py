@@ -183,6 +183,9 @@ def liars() -> dict[str, Callable[[], nn.Module]]:
     def rounded(z: Tensor) -> Tensor:
         return (1000 * z.softmax(1).clamp(min=1e-3).log()).round() / 1000
 
+    def clipped(z: Tensor) -> Tensor:
+        return (20 * z).softmax(1).clamp(1e-7, 1 - 1e-7).log()
+
     def root(x: Tensor) -> Tensor:
         return (x * x).sqrt()
 
@@ -211,6 +214,10 @@ def liars() -> dict[str, Callable[[], nn.Module]]:
         "a patient guard": lambda: Watchful(base, 0.2, 400),
         "ranks": lambda: Between(base, after=lambda z: z.argsort(1).argsort(1).float()),
         "one shift a batch": lambda: Between(base, before=shifted),
+        "ninth power": lambda: Between(base, after=lambda z: z**9),
+        "seven times a sharp softmax": lambda: Between(base, after=lambda z: 7 * (30 * z).softmax(1)),
+        "clipped log-probabilities": lambda: Between(base, after=clipped),
+        "lists of numbers": lambda: Between(base, after=lambda z: torch.tensor(z.tolist())),
         **falsifiers(base),
     }
 
