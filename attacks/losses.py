@@ -42,8 +42,12 @@ def log_odds(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def clearly_wrong(logits: Tensor, y: Tensor) -> Tensor:
-    """Whether each sample is misclassified by more than rounding (n,), so that a verdict elsewhere agrees."""
-    return margin_loss(logits, y) > rounding(logits)
+    """Whether each sample is misclassified by more than rounding (n,), so that a verdict elsewhere agrees.
+
+    As for the judge, a margin that is no number is an error.
+    """
+    loss = margin_loss(logits, y)
+    return (loss > rounding(logits)) | loss.isnan() | (loss == torch.inf)
 
 
 def rounding(logits: Tensor) -> Tensor:

@@ -543,3 +543,18 @@ def test_near_misses_settle_where_ascents_swing(norm, inputs, moved, eps, monkey
             swung += int(attacked(model, batch, threat).success.sum())
     assert settled >= 9
     assert swung <= 4
+
+
+@pytest.mark.parametrize("answer", [torch.nan, torch.inf, -torch.inf])
+def test_what_answers_with_no_numbers_where_it_sees_noise_is_broken_there(answer: float) -> None:
+    """The judge counts no number as an error: the search used to look on, and left more than pgd."""
+    model = mlp()
+    batch = labelled(model, images(20))
+
+    class Guard(nn.Module):
+        def forward(self, x):
+            away = (x.flatten(1)[:, None] - batch.x.flatten(1)[None]).abs().amax(2).amin(1)
+            return torch.where((away > 1e-4)[:, None], answer, model.network(x))
+
+    guard = Classifier(Guard(), num_classes=model.num_classes)
+    assert bool(attacked(guard, batch, ThreatModel("linf", 0.01)).success.all())
