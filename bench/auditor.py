@@ -58,8 +58,8 @@ class Audit:
 
     naive is what projected gradient descent leaves of the model, attacked what every attack together
     leaves, both as fractions; broken (n,) says which samples fell or were wrong. flags are the names of
-    the rungs that failed. A model is unreliable where some weaker judge still beats the worst case, or where
-    it remembers what it was asked.
+    the rungs that failed. A model is unreliable where the worst case could not be run or some weaker judge
+    still beats it, or where it remembers what it was asked.
     """
 
     name: str
@@ -88,11 +88,11 @@ class Audit:
 
     def verdict(self) -> str:
         """One line: clean, naive and worst accuracy, and whether the last can be believed."""
-        why = (
-            "its answers depend on what was asked before"
-            if MEMORY in self.flags
-            else "a weaker judge still finds more than the worst case"
-        )
+        why = "a weaker judge still finds more than the worst case"
+        if MEMORY in self.flags:
+            why = "its answers depend on what was asked before"
+        elif f"{Strongest.name} runs" in self.flags:
+            why = "the worst case could not be run"
         low, high = wilson(round(self.attacked * self.n), self.n)
         worst = f"{100 * self.attacked:.1f} % [{100 * low:.0f}, {100 * high:.0f}]"
         doubt = "" if self.reliable else f"; UNRELIABLE: {why}"
@@ -163,7 +163,8 @@ class _Auditor:
             self._compare(f"{name} beyond gradients", other, pgd | strongest, AHEAD, name, "gradients")
             everything |= other
         self._remembers(original, first, words)
-        reliable = all(float(more.double().mean()) <= AHEAD for more in beaten.values())
+        reliable = worst is not None
+        reliable &= all(float(more.double().mean()) <= AHEAD for more in beaten.values())
         reliable &= all(rung.passed for rung in self.rungs if rung.name == MEMORY)
         return Audit(
             name=self.model.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class Classifier(nn.Module):
     `surrogate` stands in for the network where gradients are wanted (BPDA, Athalye et al. 2018) and must
     agree with it in shape; `stochastic` declares that two calls may differ. Normalisation belongs inside
     the network.
-    Raises UserError from `logits` on a wrong output shape.
+    Raises UserError from `logits` on a wrong output shape, and where the network raises what is its own.
     """
 
     def __init__(
@@ -71,11 +72,13 @@ class Classifier(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (n, num_classes) of inputs (n, ...)."""
-        return self._checked(self.network(x)).to(x.dtype)
+        return self._checked(self._asked(self.network, x)).to(x.dtype)
 
     def differentiable_logits(self, x: Tensor) -> Tensor:
         """Logits whose gradient an adversary follows: the surrogate's where one is declared."""
-        return self.logits(x) if self.surrogate is None else self._checked(self.surrogate(x)).to(x.dtype)
+        if self.surrogate is None:
+            return self.logits(x)
+        return self._checked(self._asked(self.surrogate, x)).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.logits(x)
@@ -88,6 +91,19 @@ class Classifier(nn.Module):
         logits = self.logits(x)
         abstaining = any(getattr(module, "abstaining", False) for module in self.network.modules())
         return (logits.argmax(1) == y) & ~((logits == logits[:, :1]).all(1) & abstaining)
+
+    def _asked(self, network: nn.Module, x: Tensor) -> Any:
+        try:
+            return network(x)
+        except (UserError, RuntimeError):
+            # Those of torch itself, as memory that ran out, are for whoever asked.
+            raise
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"model '{self.name}' raises {type(error).__name__} on inputs in its box ({reason}): "
+                "let it return logits for every input, also for those that it would turn away"
+            ) from error
 
     def _checked(self, z: Tensor) -> Tensor:
         if not isinstance(z, Tensor) or z.dim() != 2 or z.shape[1] != self.num_classes:

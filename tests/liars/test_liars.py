@@ -14,6 +14,7 @@ from attacks.strongest import Strongest
 from bench.auditor import Audit, _Auditor, audit
 from defenses.zoo import ModelName, load
 from models.base import Batch
+from models.errors import UserError
 from models.probes import signs
 from models.randomness import Randomness
 from models.threat import ThreatModel
@@ -212,3 +213,28 @@ def test_honest_logits_of_any_size_pass(size: float) -> None:
     result = audit(model, batch.x, batch.y, eps=0.07)
     assert result.attacked < result.naive - 0.1
     assert result.flags == ()
+
+
+def test_a_model_that_raises_on_what_it_turns_away_is_one_clear_line() -> None:
+    batch, network = panel(4), load(ModelName.parse("conv-small")).network
+
+    def turned_away(x: torch.Tensor) -> torch.Tensor:
+        if int(((x - EPS).abs() < 1e-3).sum()) > 100:
+            raise ValueError("an adversarial example")
+        return x
+
+    said = r"raises ValueError on .* \(an adversarial example\): let it return logits"
+    with pytest.raises(UserError, match=said):
+        audit(Between(network, before=turned_away), batch.x, batch.y, eps=EPS)
+
+
+def test_a_number_without_the_worst_case_is_unreliable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(Strongest, "propose", refuse)
+    batch = panel(4)
+    result = audit(load(ModelName.parse("conv-small")), batch.x, batch.y, eps=EPS)
+    assert "strongest runs" in result.flags
+    assert not result.reliable
+    assert "UNRELIABLE: the worst case could not be run" in result.verdict()
