@@ -50,6 +50,7 @@ SIGNS = {
     "a guard": "memory",
     "ranks": "no gradient",
     "one shift a batch": "random",
+    "shy of crowds": "batch-dependent",
     "ninth power": "saturated",
     "seven times a sharp softmax": "zero gradient",
     "clipped log-probabilities": "zero gradient",

@@ -11,7 +11,7 @@ from torch.nn import functional
 from defenses.zoo import ModelName, load
 from models.base import Batch, Classifier
 from models.data import load_data
-from tests.liars.falsifiers import falsifiers
+from tests.liars.falsifiers import Calling, falsifiers
 
 HONEST = ("conv-small", "conv-small+polytope", "lenet+adversarial-pgd")
 
@@ -214,6 +214,7 @@ def liars() -> dict[str, Callable[[], nn.Module]]:
         "a patient guard": lambda: Watchful(base, 0.2, 400),
         "ranks": lambda: Between(base, after=lambda z: z.argsort(1).argsort(1).float()),
         "one shift a batch": lambda: Between(base, before=shifted),
+        "shy of crowds": lambda: Calling(base, lambda inner, x: inner(x).roll(int(len(x) > 100), 1)),
         "ninth power": lambda: Between(base, after=lambda z: z**9),
         "seven times a sharp softmax": lambda: Between(base, after=lambda z: 7 * (30 * z).softmax(1)),
         "clipped log-probabilities": lambda: Between(base, after=clipped),
