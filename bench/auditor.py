@@ -145,7 +145,7 @@ class _Auditor:
         found = signs(self.model, self.batch, self.threat)
         self.rungs += [Rung(sign.word, False, sign.detail) for sign in found]
         words = {sign.word for sign in found}
-        original, self.model = self.model, as_declared(self.model, words)
+        original, self.model = self.model, as_declared(self.model, words, len(self.batch))
         with frozen(self.model), torch.no_grad():
             clean = self.model.right(self.batch.x, self.batch.y)
         pgd = self._pgd()

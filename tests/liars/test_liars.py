@@ -14,6 +14,7 @@ from attacks.strongest import Strongest
 from bench.auditor import Audit, _Auditor, audit
 from defenses.zoo import ModelName, load
 from models.base import Batch
+from models.declared import as_declared
 from models.errors import UserError
 from models.probes import signs
 from models.randomness import Randomness
@@ -73,7 +74,13 @@ SAME = [
     "NaN gradient",
 ]
 SAME += ["look-up", "argmax output", "reversed gradient", "shuffled gradient", "two faces", "ranks"]
-SAME += ["ninth power", "seven times a sharp softmax", "clipped log-probabilities", "lists of numbers"]
+SAME += [
+    "shy of crowds",
+    "ninth power",
+    "seven times a sharp softmax",
+    "clipped log-probabilities",
+    "lists of numbers",
+]
 SAME += ["rounded log-probabilities", *falsifiers(nn.Identity())]
 
 
@@ -119,7 +126,9 @@ def test_a_liar_falls_where_its_honest_network_falls(name: str) -> None:
     assert int((honest & ~lying).sum()) == 0
 
 
-@pytest.mark.parametrize("name", sorted({*SAME, "whole numbers"} - {"argmax output", "probabilities"}))
+@pytest.mark.parametrize(
+    "name", sorted({*SAME, "whole numbers"} - {"argmax output", "probabilities", "shy of crowds"})
+)
 def test_the_worst_case_alone_sees_through_a_liar(name: str) -> None:
     """Without an audit beside it: what the honest network loses, the liar loses."""
     threat, batch = ThreatModel("linf", EPS), panel(N)
@@ -239,3 +248,18 @@ def test_a_number_without_the_worst_case_is_unreliable(monkeypatch: pytest.Monke
     assert "strongest runs" in result.flags
     assert not result.reliable
     assert "UNRELIABLE: the worst case could not be run" in result.verdict()
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 7, 8])
+def test_what_depends_on_its_batch_is_asked_about_as_many_at_once(n: int) -> None:
+    """Attacks ask about what still holds, and about many copies of it: the verdict's batch is what counts."""
+    sizes: list[int] = []
+
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return x
+
+    model = classifier(Between(torch.nn.Flatten(), before=counted), "counted")
+    declared, x = as_declared(model, {"batch-dependent"}, 4), torch.rand(n, 1, 2, 5)
+    assert torch.equal(declared.logits(x), x.flatten(1))
+    assert sizes == [4] * -(-n // 4)
