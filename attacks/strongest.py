@@ -10,7 +10,8 @@ from torch import Tensor
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack
 from attacks.chains import Course, Search
-from attacks.losses import against, margin_loss
+from attacks.losses import against, clearly_wrong, margin_loss
+from attacks.noise import COPIES, noisy
 from attacks.polish import polish
 from attacks.settle import settle
 from attacks.square import search as random_search
@@ -19,7 +20,6 @@ from models.cost import Cost
 from models.randomness import Randomness
 from models.threat import ThreatModel
 
-COPIES = 8
 TARGETS, MOST, CLOSEST = 3, 9, 2
 DRAWS = 8
 NEAR, NEARER, NEAREST, REACH = 0.2, 0.1, 0.03, 1.0
@@ -43,27 +43,6 @@ WIDER = Course(steps=20, smooth=0.7, breadth=2.0)
 NARROWER = Course(steps=20, smooth=0.7, breadth=0.5)
 
 
-def noisy(batch: Batch, threat: ThreatModel, randomness: Randomness) -> Tensor:
-    """x and COPIES perturbations of it of the size that the adversary has: ((COPIES + 1) * n, ...).
-
-    linf: corners of the ball. l2 and l1: 8 times as many entries as the radius pays for, moved by a quarter,
-    half or all of the box each: there a sparse move is what opens a threshold. All samples share them.
-    """
-    x, stream, versions = batch.x, randomness.child("noise"), [batch.x]
-    entries = x[0].numel()
-    for copy in range(COPIES):
-        place = torch.tensor([copy], device=x.device)
-        signs = stream.sign(place, x.shape[1:]).to(x)
-        if threat.norm == "linf":
-            versions.append(threat.project(x, x + threat.radius * signs))
-            continue
-        amplitude = threat.box.width * (0.25, 0.5, 1.0)[copy % 3]
-        paid = (threat.radius / amplitude) ** (2 if threat.norm == "l2" else 1)
-        chosen = stream.child("chosen").uniform(place, x.shape[1:]).to(x) < 8 * max(paid, 1.0) / entries
-        versions.append(threat.box.clamp(x + amplitude * signs * chosen))
-    return torch.cat(versions)
-
-
 @register_attack("strongest")
 @dataclass(frozen=True, kw_only=True)
 class Strongest(Attack):
@@ -71,19 +50,19 @@ class Strongest(Attack):
 
     Every rung climbs z_t - z_y with momentum on a step that falls from 2 eps to 0.02 eps; a sample leaves
     when it is clearly misclassified, and `won_by` of the result names the rung that broke it. "gradient": 5
-    steps from x on the strongest rival. "smoothed": 20 steps towards each of the 3 likeliest classes,
-    derivatives averaged over windows that close (`attacks.smoothed`), which sees through thresholds and
-    roundings. "near", for margins that have fallen by 5/6 or more: 10 steps towards each of the next 6
-    classes, then 20 from x with wider windows and 20 from a random point with narrower ones, towards the 2
-    whose ascents came closest. "restart": 20 steps from a random point where random noise alone did as well
-    as all that. For margins that have all but gone: "blocks" in linf (`attacks.polish`), "settled" in l2 and
-    l1, smaller steps from the best point (`attacks.settle`). "flips": where the true gradient is zero, random
-    search by small squares from the best point of a near sample. "square": random search by large squares
-    where random noise is still no worse, 1000 queries, or up to 5000 where no gradient of any kind is left.
-    "pace": random search from the best point of whatever has lost half of its margin, for as long as its pace
-    would break the sample within 2000 queries: honest gradients leave next to nothing to it, and it ends
-    after 50. Where it did find something, linf, gradients have gone astray, and "square" searches once more
-    from stripes. l1 has no random search.
+    steps from x on the strongest rival. "noise": random corners of the linf ball. "smoothed": 20 steps to
+    each of the 3 likeliest classes, derivatives averaged over windows that close (`attacks.smoothed`),
+    which sees through thresholds and roundings. "near", for margins that have fallen by 5/6 or more: 10
+    steps towards each of the next 6 classes, then 20 from x with wider windows and 20 from a random point
+    with narrower ones, towards the 2 whose ascents came closest. "restart": 20 steps from a random point
+    where random noise alone did as well as all that. For margins that have all but gone: "blocks" in linf
+    (`attacks.polish`), "settled" in l2 and l1, smaller steps from the best point (`attacks.settle`).
+    "flips": where the true gradient is zero, random search by small squares from the best point of a near
+    sample. "square": random search by large squares where random noise is still no worse, 1000 queries, or
+    up to 5000 where no gradient of any kind is left. "pace": random search from the best point of whatever
+    has lost half of its margin, for as long as its pace would break the sample within 2000 queries: honest
+    gradients leave next to nothing to it, and it ends after 50. Where it did find something, linf,
+    gradients have gone astray, and "square" searches once more from stripes. l1 has no random search.
     Gradients that are withheld or falsified are seen through (attacks.withheld, choices, scores); where none
     is left at a point a random direction is taken. A random model's hits are confirmed on 24 fresh draws.
     A surrogate that the model declares is followed (BPDA); a random model's gradients are averaged (EOT).
@@ -122,6 +101,7 @@ class Strongest(Attack):
         if not len(rows):
             return search.point
         ground = Ground.measured(search, rows, randomness)
+        rows = rows[~search.broken[rows]]
         ground.aim(search, rows, batch.x[rows], AHEAD, "smoothed", ground.likeliest(rows, 0, TARGETS))
         near = ground.near(search)
         ground.aim(search, near, batch.x[near], OTHERS, "near", ground.likeliest(near, TARGETS, MOST))
@@ -223,7 +203,10 @@ class Ground:
 
     @staticmethod
     def measured(search: Search, rows: Tensor, randomness: Randomness) -> Ground:
-        """Asks the model about noisy copies of `rows`, and opens the windows of `search` by what moves."""
+        """Asks the model about noisy copies of `rows`, and opens the windows of `search` by what moves.
+
+        What noise alone breaks is booked where it is legal: in linf.
+        """
         batch, n = search.batch[rows], len(search.batch)
         copies = COPIES + 1
         versions = noisy(batch, search.threat, randomness)
@@ -243,7 +226,11 @@ class Ground:
                 .scatter(1, batch.y[tied, None], -torch.inf)
             )
         rivals = closest.topk(min(MOST, search.model.num_classes - 1), dim=1).indices
-        margins = margin(logits, y).unflatten(0, (copies, -1))
+        margins, wrong = margin(logits, y), clearly_wrong(logits, y)
+        if search.threat.norm == "linf" and search.draws == 1 and bool(wrong.any()):
+            hits = (rows.repeat(copies)[wrong], versions[wrong], margins[wrong], wrong[wrong])
+            search.offer(*hits, "noise")
+        margins = margins.unflatten(0, (copies, -1))
         blind = search.model.blind(batch.x, rows, against(margin_loss, batch.y))
         lowest = torch.full_like(rivals, torch.inf, dtype=margins.dtype)
         found = (rivals, lowest, margins[0], margins.amin(0), blind, tied)

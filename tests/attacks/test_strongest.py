@@ -14,10 +14,11 @@ from attacks.access import GradientAccess
 from attacks.apgd import APGD
 from attacks.base import AdversarialBatch
 from attacks.chains import Course, Search
+from attacks.noise import noisy
 from attacks.pgd import PGD
 from attacks.polish import Flips, cells, polish
 from attacks.smoothed import SPREAD, Reach, Smoothed
-from attacks.strongest import Ground, Strongest, noisy
+from attacks.strongest import Ground, Strongest
 from models.architecture import MODELS
 from models.base import Batch, Classifier, frozen
 from models.checkpoint import SHIPPED
@@ -81,7 +82,7 @@ def test_it_sees_through_rectifiers_that_are_off():
     """At x = 0 the gradient knows only the entries that do harm: steepest ascent goes nowhere."""
     model = Classifier(Gated(), num_classes=2, name="gated")
     batch = Batch.of(torch.zeros(5, 40), torch.ones(5, dtype=torch.int64))
-    for norm, eps in (("linf", 0.25), ("l2", 0.8), ("l1", 1.2)):
+    for norm, eps in (("linf", 0.21), ("l2", 0.8), ("l1", 1.2)):
         threat = ThreatModel(norm, eps)
         assert not bool(PGD(restarts=1, loss="margin").run(model, batch, threat, Randomness(0)).success.any())
         result = attacked(model, batch, threat)
@@ -124,7 +125,7 @@ class Coarse(torch.autograd.Function):
         return torch.zeros_like(gradient)
 
 
-class ThroughNumpy(nn.Module):
+class AnswersThroughNumpy(nn.Module):
     """Hands out what the network answers as numbers from elsewhere."""
 
     def __init__(self, network):
@@ -133,6 +134,24 @@ class ThroughNumpy(nn.Module):
 
     def forward(self, x):
         return torch.from_numpy(self.network(torch.round(x * 8).detach() / 8).detach().numpy().copy())
+
+
+class ThroughNumpy(nn.Module):
+    """Computes a network of linear layers and rectifiers outside of torch."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        z = np.round(8 * x.detach().numpy()) / 8
+        z = z.reshape(len(z), -1)
+        for layer in self.network[1:]:
+            if isinstance(layer, nn.Linear):
+                z = z @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+            else:
+                z = np.maximum(z, 0)
+        return torch.from_numpy(z.astype(np.float32))
 
 
 class Coarsened(nn.Module):
@@ -172,7 +191,9 @@ MASKS = {
 DARK = {"numpy throughout"}
 
 
-@pytest.mark.parametrize("mask", [*MASKS, *DARK, "rounded hidden layer", "custom hidden layer"])
+@pytest.mark.parametrize(
+    "mask", [*MASKS, *DARK, "numpy answers", "rounded hidden layer", "custom hidden layer"]
+)
 def test_masks_are_seen_through(mask):
     """PGD finds next to nothing on these; what can be found is what it finds without the mask."""
     model = mlp(classes=4, inputs=48, hidden=32)
@@ -181,6 +202,8 @@ def test_masks_are_seen_through(mask):
         network = Wrapped(model.network, before=MASKS[mask])
     elif mask in DARK:
         network = ThroughNumpy(model.network)
+    elif mask == "numpy answers":
+        network = AnswersThroughNumpy(model.network)
     elif mask == "rounded hidden layer":
         network = nn.Sequential(first, second, third, Wrapped(last, before=lambda x: torch.round(x * 4) / 4))
     else:
@@ -558,3 +581,17 @@ def test_what_answers_with_no_numbers_where_it_sees_noise_is_broken_there(answer
 
     guard = Classifier(Guard(), num_classes=model.num_classes)
     assert bool(attacked(guard, batch, ThreatModel("linf", 0.01)).success.all())
+
+
+def test_what_noise_alone_breaks_is_broken() -> None:
+    """A network that gives itself up on rough inputs: no gradient leads there."""
+
+    class Rough(nn.Module):
+        def forward(self, x):
+            rough = (x.flatten(1).diff(dim=1).abs().mean(1) > 0.05)[:, None].detach()
+            return torch.where(rough, 0.0, 1.0) * torch.tensor([1.0, -1.0, 0.0]) - 0.5 * x.flatten(1)[:, :3]
+
+    model, x = Classifier(Rough(), num_classes=3), torch.full((4, 1, 8, 8), 0.5)
+    result = attacked(model, Batch.of(x, torch.zeros(4, dtype=torch.int64)), ThreatModel("linf", 0.1))
+    assert bool(result.success.all())
+    assert set(result.won_by) == {"noise"}
