@@ -52,6 +52,7 @@ SIGNS = {
     "ranks": "no gradient",
     "one shift a batch": "random",
     "shy of crowds": "batch-dependent",
+    "a coin a batch": "random",
     "ninth power": "saturated",
     "seven times a sharp softmax": "zero gradient",
     "clipped log-probabilities": "zero gradient",

@@ -214,6 +214,7 @@ def liars() -> dict[str, Callable[[], nn.Module]]:
         "a patient guard": lambda: Watchful(base, 0.2, 400),
         "ranks": lambda: Between(base, after=lambda z: z.argsort(1).argsort(1).float()),
         "one shift a batch": lambda: Between(base, before=shifted),
+        "a coin a batch": lambda: Calling(base, lambda inner, x: inner(x).roll(int(torch.rand(()) < 0.5), 1)),
         "shy of crowds": lambda: Calling(base, lambda inner, x: inner(x).roll(int(len(x) > 100), 1)),
         "ninth power": lambda: Between(base, after=lambda z: z**9),
         "seven times a sharp softmax": lambda: Between(base, after=lambda z: 7 * (30 * z).softmax(1)),
