@@ -264,3 +264,11 @@ def test_what_depends_on_its_batch_is_asked_about_as_many_at_once(n: int) -> Non
     declared, x = as_declared(model, {"batch-dependent"}, 4), torch.rand(n, 1, 2, 5)
     assert torch.equal(declared.logits(x), x.flatten(1))
     assert sizes == [4] * -(-n // 4)
+
+
+def test_luck_with_random_answers_breaks_nothing() -> None:
+    """5,000 looks at a random model find a wrong answer for every image: nothing was left of this one."""
+    network, batch = load(ModelName.parse("conv-small")).network, panel(N)
+    torch.manual_seed(0)
+    model = Between(network, after=lambda z: z + 8 * torch.randn_like(z))
+    assert audit(model, batch.x, batch.y, eps=0.1).attacked >= 0.1
