@@ -263,14 +263,14 @@ def legalised(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> tuple[Tensor, Te
 
 
 def verdict(model: Classifier, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (n, classes) at x and whether the model errs there (n,): another logit is larger, or one is NaN.
+    """Logits (n, classes) at x and whether the model errs there (n,), by `Classifier.errs`.
 
-    A random model is asked DRAWS times on randomness that no attack has seen: it errs where more than
-    half of its answers do, and the logits are the mean ones.
+    Of equal logits the first decides, as `argmax` has it. A random model is asked DRAWS times on randomness
+    that no attack has seen: it errs where more than half of its answers do, and the logits are the mean ones.
     """
     with torch.no_grad():
         drawn = torch.stack([model.logits(x) for _ in range(DRAWS if model.stochastic else 1)])
-    errs = torch.stack([~(margin(one, y) >= 0) for one in drawn])
+    errs = torch.stack([model.errs(one, y) for one in drawn])
     return drawn.mean(0), errs.double().mean(0) > 0.5
 
 

@@ -89,8 +89,18 @@ class Classifier(nn.Module):
         Where a module of the network says that it is `abstaining`, equal logits are right for no label.
         """
         logits = self.logits(x)
+        return (logits.argmax(1) == y) & ~self._abstains(logits)
+
+    def errs(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Whether the first of the largest `logits` (n, classes) is not the label's, or no number (n,).
+
+        An abstention is no error.
+        """
+        return ((logits.argmax(1) != y) | margin(logits, y).isnan()) & ~self._abstains(logits)
+
+    def _abstains(self, logits: Tensor) -> Tensor:
         abstaining = any(getattr(module, "abstaining", False) for module in self.network.modules())
-        return (logits.argmax(1) == y) & ~((logits == logits[:, :1]).all(1) & abstaining)
+        return (logits == logits[:, :1]).all(1) & abstaining
 
     def _asked(self, network: nn.Module, x: Tensor) -> Any:
         try:

@@ -8,6 +8,7 @@ from scipy.optimize import linprog
 from torch import nn
 
 from attacks.access import GradientAccess
+from attacks.base import judge
 from attacks.fgsm import FGSM
 from attacks.ifgsm import IteratedFGSM
 from attacks.losses import LOSSES, cross_entropy, log_odds, margin_loss
@@ -187,10 +188,12 @@ def test_an_attack_stops_where_the_network_errs_and_not_its_surrogate():
     assert bool(result.success.all())
 
 
-def test_a_tie_is_no_misclassification():
+def test_an_abstention_is_no_misclassification():
     """The network abstains, with equal logits, in most of the ball and errs in a corner alone."""
 
     class Abstaining(nn.Module):
+        abstaining = True
+
         def forward(self, x):
             level = x.flatten(1).sum(1)
             votes = torch.where(level > 2.7, 1.0, 0.0) - torch.where(level < 2.0, 1.0, 0.0)
@@ -206,3 +209,32 @@ def test_a_tie_is_no_misclassification():
     for eps, falls in ((0.2, False), (0.3, True)):
         result = PGD(restarts=1).run(model, data, ThreatModel("linf", eps), Randomness(0))
         assert result.success.tolist() == [falls] * 2
+
+
+@pytest.mark.parametrize(("y", "falls"), [(0, False), (1, True)])
+def test_of_equal_logits_the_first_decides(y, falls):
+    """Saturated logits tie: what argmax says of them is what counts, clean and attacked."""
+
+    class Saturated(nn.Module):
+        def forward(self, x):
+            level = 4 * (x.flatten(1).mean(1) - 0.5) * (1 - 2 * y) + 0.5
+            return torch.stack([level, 1 - level], 1).clamp(0.0, 0.5)
+
+    x = torch.full((2, 1, 2, 2), 0.6)
+    data = Batch(x, torch.full((2,), y), torch.arange(2))
+    model = Classifier(Saturated(), num_classes=2)
+    assert bool(model.right(data.x, data.y).all())
+    tied = model.logits(torch.full((2, 1, 2, 2), 0.5))
+    assert tied.tolist() == [[0.5, 0.5]] * 2
+    assert model.errs(tied, data.y).tolist() == [falls] * 2
+    assert (
+        judge(
+            model,
+            data,
+            torch.full_like(x, 0.5),
+            ThreatModel("linf", 0.2),
+            torch.ones(2).bool(),
+            GradientAccess(model, 2),
+        ).success.tolist()
+        == [falls] * 2
+    )
