@@ -65,7 +65,7 @@ class MinimumNorm(Attack):
     paper = "-"
     norms = ("linf", "l2", "l1")
     minimal = True
-    cost = Cost.EXPENSIVE
+    cost = Cost.EXTREME
 
     ratio: float = 0.95
     patience: int = 2

@@ -37,11 +37,11 @@ def cost_of(judge: Entry, model: Entry) -> Cost:
 
 
 def threats_of(spec: MatrixSpec, entry: Entry) -> list[MatrixThreat]:
-    """The matrix' threats in the component's norms; one without eps per norm for a minimal attack.
+    """The matrix' threats in the component's norms that afford it; one without eps per norm if it is minimal.
 
     That one gets the images of all threats that it serves.
     """
-    mine = [threat for threat in spec.threats if threat.norm in entry.norms]
+    mine = [threat for threat in spec.threats if threat.norm in entry.norms and threat.affords(entry.cost)]
     if entry.minimal:
         served: dict[str, list[int | None]] = {}
         for threat in mine:
@@ -76,10 +76,16 @@ def idle(spec: MatrixSpec, catalog: Catalog) -> list[Skip]:
         for name in expand("certificate", spec.certificates, catalog.certificates)
     ]
     return [
-        Skip(f"{kind} {name}", f"has norms {', '.join(entry.norms)}, which no threat of this matrix uses")
+        Skip(f"{kind} {name}", _why_idle(spec, entry))
         for kind, name, entry in named
         if not threats_of(spec, entry)
     ]
+
+
+def _why_idle(spec: MatrixSpec, entry: Entry) -> str:
+    if any(threat.norm in entry.norms for threat in spec.threats):
+        return f"is {entry.cost.value}, which no threat of this matrix in its norms affords: see `dearest`"
+    return f"has norms {', '.join(entry.norms)}, which no threat of this matrix uses"
 
 
 def unseen(spec: MatrixSpec, catalog: Catalog, zoo: list[tuple[str, str]]) -> list[Skip]:

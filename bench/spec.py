@@ -19,9 +19,18 @@ MATRICES = Path(__file__).parent / "matrices"
 
 
 class MatrixThreat(Threat):
-    """A threat as a matrix asks for it: no judge gets more than `images` under it; None sets no limit."""
+    """A threat as a matrix asks for it: no judge gets more than `images` under it; None sets no limit.
+
+    Judges of a cost class above `dearest` are not run under it.
+    """
 
     images: int | None = Field(default=None, ge=1)
+    dearest: Cost = Cost.EXTREME
+
+    def affords(self, cost: Cost) -> bool:
+        """Whether judges of this cost class are run under it."""
+        classes = list(Cost)
+        return classes.index(cost) <= classes.index(self.dearest)
 
     @property
     def plain(self) -> Threat:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from certify.bounds import Interval, entries
 from certify.relaxation import Relaxation
 from certify.rules.activation import ReLU
-from certify.rules.operation import Affine, Relaxed
+from certify.rules.operation import Affine, Operation, Relaxed
 from certify.rules.selection import Largest
 from models.errors import NotApplicable
 
@@ -52,14 +53,34 @@ def undecided_neurons(relaxation: Relaxation) -> list[Undecided]:
         if isinstance(operation, Largest) and not bool(operation.undecided(bounds).any()):
             continue
         if not isinstance(operation, ReLU):
-            raise NotApplicable(
-                f"{type(operation).__name__} with an undecided input has no exact linear program here: "
-                "use crown or polytope"
-            )
+            raise _no_program(operation)
         places = operation.undecided(bounds).flatten().nonzero()[:, 0]
         ends = Interval(bounds.lower.flatten()[places], bounds.upper.flatten()[places])
         found.append(Undecided(i, operation.leak, places, ends.lower, ends.upper))
     return found
+
+
+def undecided_counts(relaxation: Relaxation) -> Tensor:
+    """How many inputs of rectifiers and of maxima are undecided in each sample (n,).
+
+    Raises UserError, naming the operation, where one is neither affine nor of the ReLU family.
+    """
+    counts = torch.zeros(len(relaxation.x), dtype=torch.int64, device=relaxation.x.device)
+    for node in relaxation.graph.nodes:
+        operation = node.operation
+        if operation is None or isinstance(operation, Affine):
+            continue
+        if not isinstance(operation, ReLU | Largest):
+            raise _no_program(operation)
+        counts += operation.undecided(relaxation.bounds[node.inputs[0]]).flatten(1).sum(1)
+    return counts
+
+
+def _no_program(operation: Operation) -> NotApplicable:
+    return NotApplicable(
+        f"{type(operation).__name__} with an undecided input has no exact linear program here: "
+        "use crown or polytope"
+    )
 
 
 def fold(relaxation: Relaxation, node: int, rows: Tensor, undecided: list[Undecided]) -> Affines:

@@ -12,7 +12,7 @@ from certify.backward import adaptive_slope, margins, parallel_slope, relax
 from certify.base import Certifier, register_certifier
 from certify.convex_program import ConvexProgram
 from certify.folded import Folded, Targets, folded_network
-from certify.folding import Undecided, undecided_neurons
+from certify.folding import Undecided, undecided_counts, undecided_neurons
 from certify.graph import Graph
 from certify.ibp import interval_margins, margin_rows
 from certify.lowering import without_maxima
@@ -34,25 +34,23 @@ SOLVERS: dict[str, Callable[[Folded, Targets], Solve]] = {
 }
 
 
-def undecided_count(relaxation: Relaxation) -> int:
-    """How many neurons of one sample's relaxation are undecided."""
-    return sum(len(group.places) for group in undecided_neurons(relaxation))
-
-
 def known_margins(relaxation: Relaxation, y: Tensor) -> Tensor:
     """The best of the interval, polytope and crown bounds (n, classes) that a relaxation starts from."""
     known = torch.maximum(margins(relaxation, y), margins(relaxation.with_alpha({}), y))
     return torch.maximum(known, interval_margins(relaxation.graph, relaxation.x, y, relaxation.threat))
 
 
-def triangles(graph: Graph, x: Tensor, threat: ThreatModel, y: Tensor) -> tuple[Relaxation, Tensor]:
+def triangles(
+    graph: Graph, x: Tensor, threat: ThreatModel, y: Tensor, neurons: int
+) -> tuple[Relaxation, Tensor]:
     """A relaxation made of triangles alone, max pooling rewritten as ReLUs, and the margins known from it.
 
-    The margins are never below those of the network as it stands.
+    The margins are never below those of the network as it stands. Max pooling stays where every sample has
+    more than `neurons` undecided neurons as it is, which nobody makes a program of.
     """
     relaxation = relax(graph, x, threat, parallel_slope, adaptive_slope)
     known, lowered = known_margins(relaxation, y), without_maxima(graph, x)
-    if lowered is graph:
+    if lowered is graph or bool((undecided_counts(relaxation) > neurons).all()):
         return relaxation, known
     relaxation = relax(lowered, x, threat, parallel_slope, adaptive_slope)
     return relaxation, torch.maximum(known, known_margins(relaxation, y))
@@ -137,15 +135,16 @@ class LinearProgram(Certifier):
     def bound(self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness) -> Tensor:
         graph, x = prepare(model, batch.x)
         with torch.no_grad():
-            relaxation, known = triangles(graph, x, threat, batch.y)
-            pieces = []
+            relaxation, known = triangles(graph, x, threat, batch.y, self.neurons)
+            counts, pieces = undecided_counts(relaxation).tolist(), []
             for i in range(len(x)):
                 one = slice(i, i + 1)
+                if counts[i] > self.neurons:
+                    pieces.append(known[one])
+                    continue
                 wanted = (known[i] <= 0) if self.only_open else torch.ones_like(known[i], dtype=torch.bool)
                 wanted[batch.y[i]] = False
-                sample = relaxation.select(one)
-                wanted &= undecided_count(sample) <= self.neurons
-                classes = wanted.nonzero()[:, 0]
+                sample, classes = relaxation.select(one), wanted.nonzero()[:, 0]
                 pieces.append(
                     solved_margins(sample, batch.y[one], known[one], classes, self.solver, self.seconds)
                 )

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from certify.base import Certifier, register_certifier
 from certify.folded import folded_network
-from certify.folding import undecided_neurons
+from certify.folding import undecided_counts, undecided_neurons
 from certify.halving import in_halves
 from certify.ibp import margin_rows
-from certify.lp import over_nodes, triangles, undecided_count
+from certify.lp import over_nodes, triangles
 from certify.prepare import prepare
 from certify.relaxation import Relaxation
 from certify.stacked import Stack, climbed_slopes
@@ -100,8 +100,8 @@ class FastLinearProgram(Certifier):
     def bound(self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness) -> Tensor:
         graph, x = prepare(model, batch.x)
         with torch.no_grad():
-            relaxation, known = triangles(graph, x, threat, batch.y)
-            sizes = [undecided_count(relaxation.select(slice(i, i + 1))) for i in range(len(x))]
+            relaxation, known = triangles(graph, x, threat, batch.y, self.neurons)
+            sizes = undecided_counts(relaxation).tolist()
             wanted = [i for i in range(len(x)) if 0 < sizes[i] <= self.neurons]
             if self.only_open:
                 known_open = (known <= 0).scatter(1, batch.y[:, None], False).any(1)

@@ -91,6 +91,20 @@ def test_a_threat_limits_the_images_of_its_judges_and_is_none_of_the_cells_ident
     assert {cell.id for cell in cells if cell.images < 60} <= {cell.id for cell in other}
 
 
+def test_a_threat_runs_no_judge_that_is_dearer_than_it_affords() -> None:
+    two = (MatrixThreat(norm="linf", eps=0.1), MatrixThreat(norm="linf", eps=0.3, dearest="cheap"))
+    judged = {(cell.judge.name, cell.threat.eps) for cell in plan(threats=two, models=("dense+none",)).cells}
+    assert judged == {
+        *((name, eps) for name in ("step", "boxes") for eps in (0.1, 0.3)),
+        ("nearest", None),
+        ("program", 0.1),
+    }
+    left_out = plan(threats=two[1:], models=("dense+none",))
+    assert {skip.what: skip.reason for skip in left_out.skips}["certificate program"] == (
+        "is extreme, which no threat of this matrix in its norms affords: see `dearest`"
+    )
+
+
 def test_a_judge_that_is_named_and_gets_no_image_is_a_skip_with_its_reason() -> None:
     """A gate that names a certificate must not lose it in silence."""
     none = {**IMAGES, Cost.EXTREME: 0, Cost.CHEAP: 0}

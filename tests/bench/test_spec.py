@@ -95,6 +95,10 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 INVALID = {
     "unknown key": (GOOD.replace("data =", "dataa ="), ("line 1", "dataa", "did you mean data")),
     "unknown key of a threat": (GOOD.replace("eps = 0.5", "epsilon = 0.5"), ("line 4", "epsilon")),
+    "a cost class that is none": (
+        GOOD.replace("images = 7", 'dearest = "dear"'),
+        ("line 4", "dearest", "cheap, medium, exp"),
+    ),
     "a threat without images": (GOOD.replace("images = 7", "images = 0"), ("line 4", "images", "1")),
     "negative eps": (GOOD.replace("0.5", "-0.5"), ("line 4", "-0.5", ">= 0")),
     "eps that is no number": (GOOD.replace("8/255", "tiny"), ("line 4", "tiny", "8/255")),
