@@ -67,8 +67,8 @@ def foolbox(kind: Kind) -> Run | None:
         "fmn l2": library.L2FMNAttack,
         "fmn linf": library.LInfFMNAttack,
         "fmn l1": library.L1FMNAttack,
-        "hopskipjump l2": lambda: library.HopSkipJumpAttack(steps=24),
-        "hopskipjump linf": lambda: library.HopSkipJumpAttack(steps=24, constraint="linf"),
+        "hopskipjump l2": lambda: library.HopSkipJumpAttack(steps=16),
+        "hopskipjump linf": lambda: library.HopSkipJumpAttack(steps=16, constraint="linf"),
     }
     if kind.title not in makers:
         return None
@@ -123,7 +123,7 @@ def art(kind: Kind) -> Run | None:
     order = ORDER[kind.norm]
 
     def hopskipjump(model: Any, eps: float | None) -> Any:
-        return evasion.HopSkipJump(model, norm=order, max_iter=24, max_eval=1000, verbose=False)
+        return evasion.HopSkipJump(model, norm=order, max_iter=16, max_eval=1000, verbose=False)
 
     makers: dict[str, Callable[[Any, Any], Any]] = {
         "pgd": lambda model, eps: evasion.ProjectedGradientDescent(
