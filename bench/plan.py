@@ -167,9 +167,10 @@ def _judges(
         yield from _unaware(spec, catalog, entry, pair)
     for name in expand("certificate", spec.certificates, catalog.certificates):
         entry = catalog.certificates[name]
-        images = spec.images[cost_of(entry, catalog.models[pair[0]])]
+        cost = cost_of(entry, catalog.models[pair[0]])
+        images = spec.images[cost]
         judge = Component(kind="certificate", name=name, chosen=_chosen(spec, entry), defaults=entry.defaults)
-        for threat in threats_of(spec, entry):
+        for threat in threats_of(spec, entry, cost):
             if images:
                 yield judge, threat.plain, threat.limited(images)
 

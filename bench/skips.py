@@ -36,12 +36,14 @@ def cost_of(judge: Entry, model: Entry) -> Cost:
     return judge.wide_cost if judge.wide_cost and model.neurons > WIDE else judge.cost
 
 
-def threats_of(spec: MatrixSpec, entry: Entry) -> list[MatrixThreat]:
+def threats_of(spec: MatrixSpec, entry: Entry, cost: Cost | None = None) -> list[MatrixThreat]:
     """The matrix' threats in the component's norms that afford it; one without eps per norm if it is minimal.
 
-    That one gets the images of all threats that it serves.
+    That one gets the images of all threats that it serves. `cost` is what it costs on some model, its own
+    class where none is given.
     """
-    mine = [threat for threat in spec.threats if threat.norm in entry.norms and threat.affords(entry.cost)]
+    cost = cost or entry.cost
+    mine = [threat for threat in spec.threats if threat.norm in entry.norms and threat.affords(cost)]
     if entry.minimal:
         served: dict[str, list[int | None]] = {}
         for threat in mine:

@@ -11,7 +11,7 @@ from bench.catalog import Entry, load
 from bench.cell import Cell, Threat
 from bench.plan import Filters, Plan, make_plan
 from bench.spec import MatrixSpec, MatrixThreat, read_matrix
-from models.cost import Cost
+from models.cost import WIDE, Cost
 from models.errors import UserError
 from tests.bench.builders import catalog
 
@@ -99,6 +99,15 @@ def test_a_threat_runs_no_judge_that_is_dearer_than_it_affords() -> None:
         ("nearest", None),
         ("program", 0.1),
     }
+    # On a wide network it is what the judge costs there.
+    known = catalog()
+    dense = known.models["dense"].model_copy(update={"neurons": WIDE + 1})
+    boxes = known.certificates["boxes"].model_copy(update={"wide_cost": Cost.EXTREME})
+    wide = known.model_copy(
+        update={"models": {"dense": dense}, "certificates": {**known.certificates, "boxes": boxes}}
+    )
+    cells = make_plan(spec(threats=two, models=("dense",), defenses=("none",)), wide, weights).cells
+    assert [cell.threat.eps for cell in cells if cell.judge.name == "boxes"] == [0.1]
     left_out = plan(threats=two[1:], models=("dense+none",))
     assert {skip.what: skip.reason for skip in left_out.skips}["certificate program"] == (
         "is extreme, which no threat of this matrix in its norms affords: see `dearest`"
