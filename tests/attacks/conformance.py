@@ -45,11 +45,6 @@ KINDS = (
     Kind("fab", "l2", True, 1.05),
     Kind("fab", "linf", True, 1.05),
     Kind("fab", "l1", True, 1.05),
-    Kind("brendel-bethge", "l2", True, 1.05),
-    Kind("brendel-bethge", "linf", True, 1.05),
-    Kind("brendel-bethge", "l1", True, 1.05),
-    Kind("hopskipjump", "l2", True, 1.1),
-    Kind("hopskipjump", "linf", True, 1.1),
 )
 
 
