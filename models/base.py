@@ -42,6 +42,10 @@ class Batch:
         return Batch(x, y, torch.arange(len(x), device=x.device))
 
 
+# What a network's own code raises; torch's errors, as memory that ran out, are for whoever asked.
+OWN = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+
+
 class Classifier(nn.Module):
     """A network that maps inputs in `box` to logits (n, num_classes), frozen for judging.
 
@@ -105,10 +109,7 @@ class Classifier(nn.Module):
     def _asked(self, network: nn.Module, x: Tensor) -> Any:
         try:
             return network(x)
-        except (UserError, RuntimeError):
-            # Those of torch itself, as memory that ran out, are for whoever asked.
-            raise
-        except Exception as error:
+        except OWN as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"model '{self.name}' raises {type(error).__name__} on inputs in its box ({reason}): "
