@@ -10,7 +10,15 @@ from tests.attacks.conformance import CASES, KINDS, PAGE, Case, entry, verdict
 from tests.attacks.libraries import Kind
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.title)
+# These take seconds a case.
+LONG = ("ead", "fab")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.slow if kind.name in LONG else ()) for kind in KINDS],
+    ids=lambda kind: kind.title,
+)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_ours_pass(kind: Kind, case: Case) -> None:
     assert verdict("Rhobust", kind, case) == "yes"
