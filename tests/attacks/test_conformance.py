@@ -9,7 +9,6 @@ import pytest
 from tests.attacks.conformance import CASES, KINDS, PAGE, Case, entry, verdict
 from tests.attacks.libraries import Kind
 
-
 # These take seconds a case.
 LONG = ("ead", "fab")
 
