@@ -197,7 +197,9 @@ def test_more_than_one_place_anywhere_is_refused_with_the_way_out():
         WindowSplit().run(judged, data, threat_named("mask", 0.34), Randomness(0))
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("l0", 2), ("mask", 0.25), ("patch", 0.5)])
+@pytest.mark.parametrize(
+    ("norm", "eps"), [pytest.param("l0", 2, marks=pytest.mark.slow), ("mask", 0.25), ("patch", 0.5)]
+)
 def test_evaluate_brackets_few_entries_by_itself(norm, eps):
     """The usual judges break what every corner of every choice breaks, and prove nothing that is broken."""
     judged, data = network(seed=3), batch(8, SHAPE, 4)

@@ -158,7 +158,9 @@ def test_no_long_random_search_beats_the_worst_case_by_a_sample(name: str) -> No
     assert int((searched.numpy() & ~audited(name).broken).sum()) <= 1
 
 
-@pytest.mark.parametrize("name", ["cached answers", "a guard", "a patient guard"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("cached answers", marks=pytest.mark.slow), "a guard", "a patient guard"]
+)
 def test_what_remembers_its_questions_cannot_be_believed(name: str) -> None:
     """A guard that waits for the attacks shows nothing before them, and other answers after them."""
     batch = panel(4)
