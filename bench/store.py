@@ -6,7 +6,6 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-import pandas as pd
 import pyarrow
 import pyarrow.parquet
 from filelock import AcquireReturnProxy, FileLock, Timeout
@@ -17,8 +16,6 @@ from models.atomic import write_atomically
 from models.errors import UserError
 
 KEY = b"rhobust"
-# What NumPy calls a type that Arrow calls otherwise.
-NUMPY = {"double": "float64"}
 
 
 class RunFile(BaseModel):
@@ -90,11 +87,10 @@ class Store:
             header = Header.model_validate_json((table.schema.metadata or {})[KEY])
         except (pyarrow.ArrowException, OSError, KeyError, ValidationError, ValueError):
             raise damaged from None
-        if {field.name: NUMPY.get(str(field.type), str(field.type)) for field in table.schema} != COLUMNS:
+        frame = table.to_pandas()
+        if {name: str(kind) for name, kind in frame.dtypes.items()} != COLUMNS:
             raise damaged
-        # A run has thousands of records: this takes half the time of to_pandas.
-        columns = {name: column.to_numpy() for name, column in zip(COLUMNS, table.columns, strict=True)}
-        return Record(header, pd.DataFrame(columns))
+        return Record(header, frame)
 
     def header(self, cell_id: str) -> Header | None:
         """The header alone, or None where the record is absent or damaged."""

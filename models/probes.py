@@ -85,10 +85,9 @@ def signs(model: Classifier, batch: Batch, threat: ThreatModel) -> list[Sign]:
 def _repeated(model: Classifier, batch: Batch, logits: Tensor) -> Iterator[Sign]:
     unit = max(1.0, float(logits.abs().max()))
     # A model that tosses a coin a batch may well give the same answer twice.
-    repeats = [model.logits(batch.x) for _ in range(REPEATS)]
-    repeats += [model.logits(batch.x[:1]) for _ in range(TOSSES)]
-    pairs = [(one, logits) for one in repeats[:REPEATS]] + [(one, repeats[-1]) for one in repeats[REPEATS:]]
-    change = max(float((one - other).abs().max()) for one, other in pairs)
+    again = [model.logits(batch.x) - logits for _ in range(REPEATS)]
+    first, *others = (model.logits(batch.x[:1]) for _ in range(TOSSES))
+    change = max(float(difference.abs().max()) for difference in (*again, *(one - first for one in others)))
     if change > 1e-5 * unit:
         yield Sign("random", f"logits change by {change:.2g} when the same images are asked for again")
         return

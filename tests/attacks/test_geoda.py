@@ -166,16 +166,6 @@ def test_more_queries_end_nearer_on_the_whole(norm):
         last = distance
 
 
-def test_samples_inside_the_ball_leave():
-    batch = labelled(mlp(), images(40))
-    free = run(mlp(), batch)
-    eps = float(free.distance.median())
-    bound = run(mlp(), batch, eps=eps)
-    assert torch.equal(bound.success, free.distance <= eps)
-    assert set(bound.forward[~bound.success].tolist()) == {600}
-    assert int(bound.forward[bound.success].double().median()) < 400
-
-
 def test_a_model_of_one_label_costs_the_tries_and_fails():
     model = linear(torch.zeros(2, 6), torch.tensor([3.0, 0.0]))
     result = run(model, Batch.of(images(4, (6,)), torch.zeros(4, dtype=torch.int64)))

@@ -23,8 +23,8 @@ SPENDERS = [*STEADY, GeoDA]
 """Nothing but the end of the queries ends these."""
 
 
-def run(kind: type[Attack], model, batch, queries: int):
-    threat = ThreatModel(kind.norms[0], None)
+def run(kind: type[Attack], model, batch, queries: int, eps: float | None = None):
+    threat = ThreatModel(kind.norms[0], eps)
     return kind(queries=queries).run(model, batch, threat, Randomness(0))
 
 
@@ -65,3 +65,14 @@ def test_more_queries_never_end_farther(kind):
         assert bool((distance <= last * (1 + 1e-5)).all())
         last = distance
     assert bool(last.isfinite().all())
+
+
+@pytest.mark.parametrize(("kind", "queries"), [(GeoDA, 600), (SignOPT, 1500)])
+def test_samples_inside_the_ball_leave(kind, queries):
+    batch = labelled(mlp(), images(40))
+    free = run(kind, mlp(), batch, queries)
+    eps = float(free.distance.median())
+    bound = run(kind, mlp(), batch, queries, eps)
+    assert torch.equal(bound.success, free.distance <= eps)
+    assert set(bound.forward[~bound.success].tolist()) == {queries}
+    assert int(bound.forward[bound.success].double().median()) < 2 * queries / 3
