@@ -20,7 +20,7 @@ Row = tuple[str, str, str]
 
 
 class Contents:
-    """The hashes of both files behind every row of `results`, in a file beside it: RESULTS.sha256.
+    """The hashes of the files behind every row of `results`, in a file beside it: RESULTS.sha256.
 
     Its lines are category, onnx, vnnlib and hash, the last one of a row counts: VNN-COMP's own file has no
     column for it.
@@ -59,10 +59,10 @@ class Contents:
             os.fsync(stream.fileno())
 
 
-def digest_of(network: Path, prop: Path) -> str:
-    """The hash of what both files hold, unpacked; "" where one of them cannot be read."""
+def digest_of(*files: Path) -> str:
+    """The hash of what the files hold, unpacked; "" where one of them cannot be read."""
     try:
-        parts = [_hash(path, path.stat().st_mtime_ns, path.stat().st_size) for path in (network, prop)]
+        parts = [_hash(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
     except (OSError, EOFError, zlib.error):
         return ""
     return hashlib.sha256("".join(parts).encode()).hexdigest()

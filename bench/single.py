@@ -71,6 +71,10 @@ def evaluate(
 
 def certify(
     onnx: Annotated[Path | None, typer.Option(help="Network: FILE.onnx or .onnx.gz.")] = None,
+    network: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FILE for each network of a VNN-LIB 2.0 property with several."),
+    ] = None,
     vnnlib: Annotated[Path | None, typer.Option(help="Property: FILE.vnnlib or .vnnlib.gz.")] = None,
     timeout: Annotated[
         float | None, typer.Option(help="Seconds (default 300; in a batch, the file's own).")
@@ -97,7 +101,7 @@ def certify(
     a batch failed, 2 the request could not be carried out. Images around which a model is to be certified
     are for evaluate MODEL --eps EPS --certify exact.
     """
-    finish("certify", onnx, vnnlib, timeout, witness, batch, results, seed, model or eps)
+    finish("certify", onnx, network or [], vnnlib, timeout, witness, batch, results, seed, model or eps)
 
 
 def audit(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import math
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.contents import Contents, digest_of
-from bench.verification import Answer, present, verify
+from bench.joint import present
+from bench.verification import Answer, verify
 from models.atomic import check_writable, write_atomically
 from models.errors import UserError
 
@@ -21,15 +24,36 @@ TIMEOUT = 300.0
 
 @dataclass(frozen=True)
 class Line:
-    """One line of an instances file: paths as written there, and its time limit."""
+    """One line of an instances file: paths as written there, and its time limit.
+
+    onnx is one path, or [('f', 'first.onnx'), ('g', 'second.onnx')], a path for each network by its name.
+    """
 
     onnx: str
     vnnlib: str
     seconds: float
 
+    def files(self, folder: Path) -> dict[str, Path]:
+        """The ONNX files by the network's name, "" for one without."""
+        return {name: folder / path for name, path in networks_in(self.onnx)}
+
+
+def networks_in(text: str) -> list[tuple[str, str]]:
+    """The names and paths in the first column of an instances file; raises ValueError for another list."""
+    if not text.startswith("["):
+        return [("", text)]
+    try:
+        found = [(str(name), str(path)) for name, path in ast.literal_eval(text)]
+    except (SyntaxError, TypeError) as error:
+        raise ValueError(str(error)) from None
+    if not found or len(dict(found)) < len(found):
+        raise ValueError("no networks, or one named twice")
+    return found
+
 
 def execute(
     onnx: Path | None,
+    network: Sequence[str],
     vnnlib: Path | None,
     timeout: float | None,
     witness: Path | None,
@@ -50,35 +74,52 @@ def execute(
     if timeout is not None and not 0 < timeout < math.inf:
         raise UserError(f"--timeout must be above 0 seconds, not {timeout:g}")
     if batch is not None:
-        if onnx is not None or vnnlib is not None:
-            raise UserError("--batch names its own files: leave out --onnx and --vnnlib")
+        if onnx is not None or network or vnnlib is not None:
+            raise UserError("--batch names its own files: leave out --onnx, --network and --vnnlib")
         return _batch(batch, timeout, witness, results or Path("results.csv"), seed)
-    if onnx is None or vnnlib is None:
-        raise UserError("give --onnx NET and --vnnlib PROPERTY, or --batch instances.csv")
+    if vnnlib is None or (onnx is None) == (not network):
+        raise UserError(
+            "give --onnx NET (or --network NAME=NET for each of several) and --vnnlib PROPERTY, "
+            "or --batch instances.csv"
+        )
+    files = {"": onnx} if onnx is not None else _named(network)
     if results is not None:
         raise UserError("--results belongs to --batch: one property is answered on stdout")
     if witness is not None:
         if witness.is_dir():
             raise UserError(f"--witness {witness} is a folder: name the file to be written")
         check_writable(witness.parent)
-    answer = verify(onnx, vnnlib, TIMEOUT if timeout is None else timeout, seed)
+    answer = verify(files, vnnlib, TIMEOUT if timeout is None else timeout, seed)
     print(answer.result)
     if answer.note:
         print(answer.note, file=sys.stderr)
     if answer.result == "sat":
         if witness is None:
-            print(answer.witness(), end="")
+            print(answer.witness, end="")
         else:
             _write_witness(witness, answer)
     return 0
 
 
+def _named(networks: Sequence[str]) -> dict[str, Path]:
+    """The files by their network's name, from NAME=FILE."""
+    found: dict[str, Path] = {}
+    for one in networks:
+        name, sign, path = one.partition("=")
+        if not (name and sign and path):
+            raise UserError(f"--network takes NAME=FILE, not '{one}'")
+        if name in found:
+            raise UserError(f"--network {name} is given twice")
+        found[name] = Path(path)
+    return found
+
+
 def _write_witness(path: Path, answer: Answer) -> None:
     """Writes a counterexample, or prints it where that fails: it may have taken long to find."""
     try:
-        _write(path, answer.witness())
+        _write(path, answer.witness)
     except UserError:
-        print(answer.witness(), end="", file=sys.stderr, flush=True)
+        print(answer.witness, end="", file=sys.stderr, flush=True)
         raise
 
 
@@ -112,9 +153,9 @@ def _batch(batch: Path, timeout: float | None, witness: Path | None, results: Pa
         if finished[line.onnx, line.vnnlib]:
             finished[line.onnx, line.vnnlib] -= 1
             continue
-        digest = digest_of(present(folder / line.onnx), present(folder / line.vnnlib))
+        digest = _digest(folder, line.onnx, line.vnnlib)
         try:
-            answer = verify(folder / line.onnx, folder / line.vnnlib, line.seconds, seed)
+            answer = verify(line.files(folder), folder / line.vnnlib, line.seconds, seed)
         except Exception as error:
             # Whatever one instance meets, the others go on.
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
@@ -150,8 +191,9 @@ def _lines(batch: Path, timeout: float | None) -> list[Line]:
         if not "".join(row).strip():
             continue
         try:
-            onnx, vnnlib, *rest = (part.strip() for part in row)
+            onnx, vnnlib, *rest = (part.strip() for part in _whole_list(row))
             seconds = float(rest[0]) if timeout is None else timeout
+            networks_in(onnx)
         except (ValueError, IndexError):
             raise UserError(f"{batch}, line {number}: write onnx,vnnlib,timeout") from None
         if not 0 < seconds < math.inf:
@@ -160,6 +202,14 @@ def _lines(batch: Path, timeout: float | None) -> list[Line]:
     if not found:
         raise UserError(f"{batch} has no instances: write one onnx,vnnlib,timeout a line")
     return found
+
+
+def _whole_list(row: list[str]) -> list[str]:
+    """The columns of a line whose first may be a list with commas of its own and no quotes around it."""
+    if not row[0].lstrip().startswith("["):
+        return row
+    last = next(i for i, part in enumerate([*row, "]"]) if part.rstrip().endswith("]"))
+    return [",".join(row[: last + 1]), *row[last + 1 :]]
 
 
 def _brief(error: Exception) -> str:
@@ -174,7 +224,7 @@ def _finished(results: Path, folder: Path, contents: Contents) -> list[list[str]
     kept, changed = [], 0
     for category, onnx, vnnlib, *rest in _whole(results):
         other = category == folder.name and contents.differ(
-            (category, onnx, vnnlib), digest_of(present(folder / onnx), present(folder / vnnlib))
+            (category, onnx, vnnlib), _digest(folder, onnx, vnnlib)
         )
         changed += other
         if category != folder.name or (rest[1] != "error" and not other):
@@ -182,6 +232,14 @@ def _finished(results: Path, folder: Path, contents: Contents) -> list[list[str]
     if changed:
         print(f"the files of {changed} answers in {results} have changed since: they are run again")
     return kept
+
+
+def _digest(folder: Path, onnx: str, vnnlib: str) -> str:
+    try:
+        networks = networks_in(onnx)
+    except ValueError:
+        return ""
+    return digest_of(*(present(folder / path) for path in (*(path for _, path in networks), vnnlib)))
 
 
 def _whole(results: Path) -> list[list[str]]:
@@ -212,5 +270,6 @@ def _append(results: Path, category: str, line: Line, answer: Answer) -> None:
 
 
 def _witness_name(line: Line) -> str:
-    stems = [Path(name).name.removesuffix(".gz").rsplit(".", 1)[0] for name in (line.onnx, line.vnnlib)]
+    names = (*(path for _, path in networks_in(line.onnx)), line.vnnlib)
+    stems = [Path(name).name.removesuffix(".gz").rsplit(".", 1)[0] for name in names]
     return f"{'_'.join(stems)}.counterexample"

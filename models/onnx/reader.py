@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import math
+import operator
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,17 +47,35 @@ DTYPES: dict[int, torch.dtype] = {
 
 
 @dataclass(frozen=True)
+class Port:
+    """An input or output of the file: its name, the shape that it declares and its type, an ONNX number."""
+
+    name: str
+    shape: tuple[int, ...]
+    element: int
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
 class OnnxNetwork:
     """A network from a file: inputs (n, *shape), outputs (n, outputs), in eval mode.
 
-    `declared` is the shape that the file gives one input, whose entries VNN-LIB counts in order;
-    it equals `shape`, or (1, *shape) where the file keeps an axis of samples.
+    `inputs` are what the file declares; their entries, in order, are what VNN-LIB counts. One alone has
+    `shape`, or (1, *shape) where the file keeps an axis of samples; several stand one behind the other in a
+    row. `targets` are what is returned, one behind the other.
     """
 
     network: nn.Module
     shape: tuple[int, ...]
-    declared: tuple[int, ...]
-    outputs: int
+    inputs: tuple[Port, ...]
+    targets: tuple[Port, ...]
+
+    @property
+    def outputs(self) -> int:
+        return sum(port.size for port in self.targets)
 
 
 def load_model(path: Path) -> ModelProto:
@@ -70,56 +91,125 @@ def load_model(path: Path) -> ModelProto:
         raise UserError(f"{path} cannot be read as ONNX: {reason}") from None
 
 
-def read(path: Path) -> OnnxNetwork:
-    """The network in `path`; raises UserError, naming the operator, for what is not understood."""
+def read(path: Path, inputs: Sequence[str] = (), targets: Sequence[str | None] = ()) -> OnnxNetwork:
+    """The network in `path`; raises UserError, naming the operator, for what is not understood.
+
+    The inputs and targets are the file's own, in its order, or those named: a target by any value's name, or
+    None for the next of the file's outputs.
+    """
     model = load_model(path)
     try:
-        return convert(model)
+        return convert(model, inputs, targets)
     except NotApplicable as refusal:
         raise NotApplicable(f"{path}: {refusal}") from None
     except UserError as mistake:
         raise UserError(f"{path}: {mistake}") from None
 
 
-def convert(model: ModelProto) -> OnnxNetwork:
+def convert(model: ModelProto, inputs: Sequence[str] = (), targets: Sequence[str | None] = ()) -> OnnxNetwork:
     """The network of an ONNX model in memory."""
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     constants = {tensor.name: _array(tensor) for tensor in model.graph.initializer}
-    source = _only("input", [value for value in model.graph.input if value.name not in constants])
-    target = _only("output", list(model.graph.output))
-    kind = source.type.tensor_type.elem_type
-    if kind not in DTYPES:
-        raise NotApplicable(f"input '{source.name}' is of ONNX type {kind}, not a floating type")
-    declared = _shape(source)
-    batched = len(declared) > 1 and declared[0] == 1
-    shape = declared[1:] if batched else declared
+    sources = _sources([value for value in model.graph.input if value.name not in constants], inputs)
+    wanted = chosen_targets(model, targets)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    conversion = Conversion(DTYPES[kind], opsets)
+    conversion = Conversion(DTYPES[sources[0].element], opsets)
     conversion.values.update(constants)
-    conversion.placeholder(source.name, shape, batched)
-    for operation in _needed(with_gelu(model).graph):
-        conversion.convert(operation)
-    result = conversion.values.get(target.name)
-    if not isinstance(result, Symbol):
-        raise NotApplicable(f"output '{target.name}' does not depend on the input")
-    logits = result
-    if result.example.dim() != 2:
-        logits = conversion.call(torch.reshape, result, (-1, result.example.numel()))
-    conversion.graph.output(logits.node)
+    shape = _placed(conversion, sources)
+    for node in _needed(with_gelu(model).graph, wanted):
+        conversion.convert(node)
+    results, ports = _results(conversion, wanted)
+    row = conversion.call(torch.cat, results, 1) if len(results) > 1 else results[0]
+    conversion.graph.output(row.node)
     for node in reversed(conversion.graph.nodes):
         # What a rule has left out may have none among the certificates'.
         if not node.users and node.op not in ("placeholder", "output"):
             conversion.graph.erase_node(node)
     network = fx.GraphModule(conversion.root, conversion.graph, "OnnxNetwork").eval()
-    _check_samples(network, torch.full((2, *shape), 0.5, dtype=conversion.dtype), logits.example.shape[1])
+    _check_samples(network, torch.full((2, *shape), 0.5, dtype=conversion.dtype), row.example.shape[1])
     chain = as_chain(network, torch.full((1, *shape), 0.5, dtype=conversion.dtype))
-    return OnnxNetwork(chain, shape, declared, logits.example.shape[1])
+    return OnnxNetwork(chain, shape, sources, ports)
 
 
-def _needed(graph: GraphProto) -> list[NodeProto]:
-    """The nodes that the outputs depend on, in order: of what is left out nothing has to be understood."""
-    wanted, found = {value.name for value in graph.output}, []
+def _sources(declared: Sequence[ValueInfoProto], names: Sequence[str]) -> tuple[Port, ...]:
+    """The inputs in the order of `names`, or the file's."""
+    by_name = {value.name: value for value in declared}
+    for name in names:
+        if name not in by_name:
+            raise UserError(f"there is no input '{name}': the file has {', '.join(by_name)}")
+    if not declared or (names and len(set(names)) < len(declared)):
+        given = ", ".join(by_name) or "none"
+        raise UserError(f"the network has {len(declared)} inputs ({given}): {len(names)} are named")
+    found = [by_name[name] for name in names] or list(declared)
+    for value in found:
+        if value.type.tensor_type.elem_type not in DTYPES:
+            kind = value.type.tensor_type.elem_type
+            raise NotApplicable(f"input '{value.name}' is of ONNX type {kind}, not a floating type")
+    return tuple(Port(value.name, _shape(value), value.type.tensor_type.elem_type) for value in found)
+
+
+def _placed(conversion: Conversion, sources: Sequence[Port]) -> tuple[int, ...]:
+    """Declares the inputs, several as stretches of one row; the shape of what the network takes."""
+    if len(sources) == 1:
+        (port,) = sources
+        batched = len(port.shape) > 1 and port.shape[0] == 1
+        shape = port.shape[1:] if batched else port.shape
+        conversion.placeholder(port.name, shape, batched)
+        return shape
+    total = sum(port.size for port in sources)
+    conversion.placeholder("", (total,), True)
+    row, start = conversion.values[""], 0
+    conversion.values[""] = None
+    for port in sources:
+        stretch = (slice(None), slice(start, start + port.size))
+        part = conversion.call(operator.getitem, row, stretch)
+        conversion.values[port.name] = conversion.reshaped(part, port.shape)
+        start += port.size
+    return (total,)
+
+
+def chosen_targets(model: ModelProto, wanted: Sequence[str | None]) -> list[str]:
+    """The names of the values that are asked for, a node's for its only output; by default the file's own."""
+    outputs = [value.name for value in model.graph.output]
+    if not outputs:
+        raise NotApplicable("the network has 0 outputs (none): one or more are understood")
+    made = {name for node in model.graph.node for name in node.output}
+    own = {node.name: node.output[0] for node in model.graph.node if len(node.output) == 1}
+    rest, found = iter(outputs), []
+    for name in wanted or [None] * len(outputs):
+        one = next(rest, None) if name is None else name if name in made else own.get(name)
+        if one is None:
+            raise UserError(
+                f"there is no value '{name}' in the file"
+                if name
+                else f"the file has {len(outputs)} outputs only"
+            )
+        found.append(one)
+    if None in wanted and next(rest, None) is not None:
+        raise UserError(
+            f"the file has {len(outputs)} outputs ({', '.join(outputs)}): name them all, in order"
+        )
+    return found
+
+
+def _results(conversion: Conversion, names: Sequence[str]) -> tuple[list[Symbol], tuple[Port, ...]]:
+    """The values as rows (n, entries), and what they are in the file."""
+    rows, ports = [], []
+    for name in names:
+        value = conversion.values.get(name)
+        if not isinstance(value, Symbol):
+            raise NotApplicable(f"output '{name}' does not depend on the input")
+        ports.append(Port(name, value.shape, 0))
+        if value.example.dim() != 2:
+            value = conversion.call(torch.reshape, value, (-1, value.example.numel()))
+        rows.append(value)
+    return rows, tuple(ports)
+
+
+def _needed(graph: GraphProto, targets: Sequence[str]) -> list[NodeProto]:
+    """The nodes that the targets depend on, in order: of what is left out nothing has to be understood."""
+    wanted, found = set(targets), []
     for node in reversed(graph.node):
         inner = any(attribute.HasField("g") for attribute in node.attribute)
         if inner:
@@ -148,13 +238,6 @@ def _array(tensor: TensorProto) -> np.ndarray:
         return numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as error:
         raise UserError(f"constant '{tensor.name}' is damaged: {str(error).splitlines()[0]}") from None
-
-
-def _only(kind: str, values: list[ValueInfoProto]) -> ValueInfoProto:
-    if len(values) != 1:
-        names = ", ".join(value.name for value in values) or "none"
-        raise NotApplicable(f"the network has {len(values)} {kind}s ({names}): only one is understood")
-    return values[0]
 
 
 def _shape(source: ValueInfoProto) -> tuple[int, ...]:

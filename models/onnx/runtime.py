@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor
@@ -24,11 +27,13 @@ class Runtime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
-        self.path, self.declared = path, read.declared
-        content = _with_open_sizes(path)
+        self.path, self.inputs = path, read.inputs
+        self.targets = [port.name for port in read.targets]
+        content = _loadable(path, self.targets)
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-            self.dtype = KINDS.get(self.session.get_inputs()[0].type, np.float32)
+            kinds = {value.name: value.type for value in self.session.get_inputs()}
+            self.dtypes = [KINDS.get(kinds[port.name], np.float32) for port in self.inputs]
             self.outputs(torch.zeros(1, *read.shape))
         except Exception as error:
             # onnxruntime has no public base class for what it raises.
@@ -36,18 +41,23 @@ class Runtime:
 
     def outputs(self, x: Tensor) -> Tensor:
         """The file's outputs (n, outputs) in float64 for inputs (n, ...), one sample at a time."""
-        name = self.session.get_inputs()[0].name
         rows = []
-        for sample in x.numpy().astype(self.dtype):
-            (found,) = self.session.run(None, {name: sample.reshape(self.declared)})
-            rows.append(torch.from_numpy(np.asarray(found, dtype=np.float64).reshape(-1)))
-        return torch.stack(rows)
+        ends = list(itertools.accumulate(port.size for port in self.inputs))
+        for sample in x.numpy().reshape(len(x), -1):
+            given = {
+                port.name: sample[end - port.size : end].astype(dtype).reshape(port.shape)
+                for port, end, dtype in zip(self.inputs, ends, self.dtypes, strict=True)
+            }
+            found = self.session.run(self.targets, given)
+            rows.append(np.concatenate([np.asarray(value, dtype=np.float64).reshape(-1) for value in found]))
+        return torch.from_numpy(np.stack(rows))
 
 
-def _with_open_sizes(path: Path) -> bytes | str:
+def _loadable(path: Path, targets: Sequence[str]) -> bytes | str:
     """What onnxruntime is to load: the file itself where it may, else its content.
 
-    onnxruntime takes a size of 0 or -1, by which some exporters mean an open one, at its word.
+    All targets are outputs there. onnxruntime takes a size of 0 or -1, by which some exporters mean an
+    open one, at its word.
     """
     model = load_model(path)
     sizes = [
@@ -58,7 +68,10 @@ def _with_open_sizes(path: Path) -> bytes | str:
     ]
     for size in sizes:
         size.ClearField("dim_value")
-    return model.SerializeToString() if sizes or path.suffix == ".gz" else str(path)
+    hidden = [name for name in targets if name not in {value.name for value in model.graph.output}]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in hidden)
+    changed = bool(sizes or hidden) or path.suffix == ".gz"
+    return model.SerializeToString() if changed else str(path)
 
 
 def check_agreement(
@@ -84,7 +97,7 @@ def check_agreement(
             f"{runtime.path} returns NaN or infinity on inputs of the property: check its weights"
         )
     error = float(((ours - theirs).abs().amax(1) / theirs.abs().amax(1).clamp(min=1.0)).max())
-    if not error <= (IN_HALVES if runtime.dtype is np.float16 else AGREEMENT):
+    if not error <= (IN_HALVES if np.float16 in runtime.dtypes else AGREEMENT):
         raise UserError(
             f"{runtime.path} is misread: {error:.2g} away from onnxruntime on random points (report this)"
         )

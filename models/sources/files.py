@@ -87,6 +87,10 @@ def _onnx(place: Place) -> nn.Module:
     """An ONNX file, in single precision, compared with onnxruntime on random inputs."""
     _alone(place, "an ONNX file")
     network = read(place.path)
+    for kind, ports in (("inputs", network.inputs), ("outputs", network.targets)):
+        if len(ports) > 1:
+            names = ", ".join(port.name for port in ports)
+            raise UserError(f"{place.text} has {len(ports)} {kind} ({names}): a classifier has one")
     low, high = torch.zeros(network.shape), torch.ones(network.shape)
     check_agreement(network, Runtime(place.path, network), low, high)
     return _for_images(network, place).float()

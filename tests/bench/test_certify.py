@@ -391,8 +391,8 @@ def test_mistakes_are_one_line_and_exit_code_2(folder: Path, capsys: pytest.Capt
     cases = {
         "--timeout must be above 0 seconds, not 0": (*net, *holds, "--timeout", 0),
         "--timeout must be above 0 seconds, not -3": (*net, *holds, "--timeout", -3),
-        "give --onnx NET and --vnnlib PROPERTY, or --batch": net,
-        "leave out --onnx and --vnnlib": (*net, "--batch", folder / "instances.csv"),
+        "give --onnx NET (or --network NAME=NET for each of several) and --vnnlib PROPERTY": net,
+        "leave out --onnx, --network and --vnnlib": (*net, "--batch", folder / "instances.csv"),
         "--results belongs to --batch": (*net, *holds, "--results", folder / "r.csv"),
         "line 1: write onnx,vnnlib,timeout": ("--batch", folder / "instances.csv"),
         "has no instances": ("--batch", folder / "empty.csv"),

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from certify.property import robustness
-from certify.vnnlib import format_vnnlib, parse_vnnlib, read_vnnlib
+from certify.vnnlib import parse_vnnlib, read_vnnlib
+from certify.vnnlib_text import format_vnnlib
 from models.errors import UserError
 
 DECLARED = "\n".join([f"(declare-const X_{i} Real)" for i in range(2)] + ["(declare-const Y_0 Real)"])
@@ -36,7 +37,14 @@ def parsed(text: str) -> object:
     return [part for part in stack[0] if part[0] == "assert"]
 
 
-COMPARISONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+COMPARISONS = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
 
 
 def value(expression, point: dict[str, float]):
@@ -213,8 +221,8 @@ MISTAKES = {
     "unknown word": (SAFE + "(assert (=> Y_0 1))", "line 7: '=>' is not understood in a formula"),
     "unknown function": (SAFE + "(assert (<= (max Y_0 Y_1) 1))", "line 7: 'max' is not understood in a term"),
     "unknown command": ("(define-fun f)", "line 1: 'define-fun' is not understood"),
-    "version 2": ("(vnnlib-version <2.0>)", "'vnnlib-version' is not understood: VNN-LIB 1.0"),
-    "product": (SAFE + "(assert (<= (* Y_0 Y_1) 1))", "line 7: 'Y_1' makes a term that is not linear"),
+    "version": ("(vnnlib-version <3.0>)", "line 1: '<3.0>' is no version that is understood"),
+    "quotient": (SAFE + "(assert (<= (/ Y_0 Y_1) 1))", "line 7: 'Y_1' is not a number other than 0"),
     "one side": (SAFE + "(assert (<= Y_0))", "line 7: '(<= ...' has 1 arguments: write (<= TERM TERM)"),
     "empty": (SAFE + "(assert (or))", "line 7: '(or ...' has no arguments"),
     "type": ("(declare-const X_0 Int)", "line 1: 'Int' is not understood as a type: use Real"),

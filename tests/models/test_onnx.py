@@ -122,7 +122,7 @@ def test_a_first_size_that_is_no_size_is_an_open_one(size: int, tmp_path: Path) 
     file.add("MatMul", "x", file.weights(4, 3))
     path = file.write(tmp_path / "net.onnx")
     network = read(path)
-    assert (network.shape, network.declared) == ((4,), (1, 4))
+    assert (network.shape, network.inputs[0].shape) == ((4,), (1, 4))
     assert check_agreement(network, Runtime(path, network), torch.zeros(4), torch.ones(4)) < 1e-6
 
 
@@ -294,8 +294,12 @@ def test_files_that_are_no_networks_are_one_line(tmp_path: Path) -> None:
         convert(constant.model())
     two = acas().model()
     two.graph.input.append(helper.make_tensor_value_info("second", TensorProto.FLOAT, [1, 5]))
-    with pytest.raises(UserError, match=r"2 inputs \(x, second\)"):
-        convert(two)
+    with pytest.raises(UserError, match=r"2 inputs \(x, second\): 1 are named"):
+        convert(two, ["second"])
+    with pytest.raises(UserError, match="no input 'third': the file has x, second"):
+        convert(two, ["x", "third"])
+    with pytest.raises(UserError, match="no value 'hidden'"):
+        convert(two, (), ["hidden", None])
 
 
 def test_a_wrong_reading_and_weights_that_are_nan_are_noticed(tmp_path: Path) -> None:
