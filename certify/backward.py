@@ -41,11 +41,12 @@ def relax(
     """Bounds every relaxed operation's input, layer by layer, and sets lower slopes by the last of `slopes`.
 
     Each layer starts from its interval bounds; only the entries that these leave undecided get a
-    linear bound, by each of `slopes` in turn, intersected with what is known; without `slopes` the
-    interval bounds stay as they are and every lower line is parallel. With intervals=False
-    every entry's bound is the linear one alone. Each bound is widened by slack (1 + |bound|), and what
-    follows from it with it. What is `known` of nodes already is made use of. Entries whose turn comes after
-    time.monotonic() has passed `deadline` keep their intervals. Differentiable in the network's parameters.
+    linear bound, by each of `slopes` in turn while they are undecided, intersected with what is known;
+    without `slopes` the interval bounds stay as they are and every lower line is parallel. With
+    intervals=False every entry's bound is the linear one alone. Each bound is widened by slack (1 + |bound|),
+    and what follows from it with it. What is `known` of nodes already is made use of. Entries whose turn
+    comes after time.monotonic() has passed `deadline` keep their intervals. Differentiable in the network's
+    parameters.
     """
     passes = IntervalPass(graph, x, threat)
     alphas: list[dict[int, Tensor]] = [{} for _ in slopes]
@@ -64,6 +65,9 @@ def relax(
             wanted = operation.undecided(found) if intervals else torch.ones_like(found.lower).bool()
             for alpha, entry_bounds in zip(alphas, linear, strict=True):
                 found = entry_bounds.of(Relaxation(graph, x, threat, bounds, alpha), source, wanted)
+                if intervals:
+                    # What the lines so far decide has no line to gain from others.
+                    wanted = wanted & operation.undecided(found)
             if slack:
                 found = found.widened(slack)
             passes.found[source] = bounds[source] = found

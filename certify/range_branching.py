@@ -114,7 +114,7 @@ class RangeBranching:
         rows = (~proved).nonzero()[:, 0]
         if not len(rows):
             return
-        self.witness = self.dual.unsafe(bound.x[rows[value[rows].argsort()[:STARTS]]], self.check)
+        self.witness = self.dual.unsafe(bound.x[rows[value[rows].argsort()[:STARTS]]], self.check, deadline)
         parts, value = parts.select(rows), value[rows]
         score = self.layout.gaps(parts, bound.x[rows], {i: part[rows] for i, part in bound.rows.items()})
         if steps < LEAF_STEPS and bool((tight := (score <= 0).all(1)).any()):

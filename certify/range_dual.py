@@ -96,8 +96,11 @@ class RangeDual:
         bound = torch.nan_to_num(least + shift.detach(), -torch.inf, -torch.inf, -torch.inf)
         return bound, gradients, self.layout.steepness(pressed.seen)
 
-    def unsafe(self, x: Tensor, check: Accept) -> Tensor | None:
-        """A point that `check` accepts as a counterexample, met by descent on the network from x (b, d)."""
+    def unsafe(self, x: Tensor, check: Accept, deadline: float = torch.inf) -> Tensor | None:
+        """A point that `check` accepts as a counterexample, met by descent on the network from x (b, d).
+
+        The descent ends when time.monotonic() has passed `deadline`.
+        """
         shape, graph = self.relaxation.x.shape[1:], self.relaxation.graph
         first = torch.tensor(FIRST, dtype=x.dtype).repeat_interleave(len(x))[:, None]
         x = x.repeat(len(FIRST), 1)
@@ -111,6 +114,8 @@ class RangeDual:
                 found = check(x[row].detach())
                 if found is not None:
                     return found
+            if time.monotonic() > deadline:
+                return None
             size = first * LAST ** (step / DESCENT)
             x = self.inputs.project(x.detach() + size * self.inputs.steepest(slope, x))
         return None

@@ -11,6 +11,7 @@ from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.case import Case
 from certify.counterexample import search
 from certify.folded import folded_network
+from certify.folding import undecided_counts
 from certify.input_set import InputSet
 from certify.input_splitting import clause_bounds, split_inputs
 from certify.lowering import has_maxima, relaxed_without_maxima
@@ -39,6 +40,9 @@ LONG, STARTS = 40, 4
 
 # The part of the time that the first bounds may take: what they do not settle may still be broken.
 BOUNDING = 0.7
+
+# The part of what is left that folding may take: networks that are too wide for it have ranges.
+FOLDING = 0.3
 
 # Entries of the clauses' rows over the widest values that are bounded between two looks at the clock.
 ROW_ENTRIES = 2**18
@@ -71,10 +75,10 @@ class Verdict:
 def settle_case(case: Case, randomness: Randomness) -> str:
     """Runs the steps on `case`, cheapest first, until one decides; returns its name.
 
-    descend briefly -> crown (with polytope; maxima that channels share are taken once) -> descend ->
-    input-split where inputs are few -> alpha -> tighten -> branch -> envelope (linf, where it helps; along
-    curves first) -> branch -> refutation (clause by clause, every neuron bounded again in each branch, with
-    a mixed-integer program that looks for witnesses) -> branch.
+    descend briefly -> crown-ibp -> crown (with polytope; maxima that channels share are taken once) ->
+    descend -> input-split where inputs are few -> alpha -> tighten -> branch -> envelope (linf, where it
+    helps; along curves first) -> branch -> refutation (clause by clause, every neuron bounded again in each
+    branch, with a mixed-integer program that looks for witnesses) -> branch.
     """
     if _descended(case, randomness, steps=BRIEF, starts=1):
         return "descent"
@@ -83,6 +87,9 @@ def settle_case(case: Case, randomness: Randomness) -> str:
         if question is not None:
             case.lift = question.lift
         graph, x, threat = question.parts if question else (case.graph, case.x, case.threat)
+        _bound_clauses(case, relax(graph, x, threat))
+        if case.done or case.late:
+            return "crown-ibp"
         relaxation = relax(graph, x, threat, parallel_slope, adaptive_slope, deadline=case.share(BOUNDING))
         _bound_clauses(case, relaxation)
         if case.done or case.late:
@@ -106,12 +113,15 @@ def settle_case(case: Case, randomness: Randomness) -> str:
             return "input-split"
         clauses = [case.prop.clauses[i] for i in case.open.tolist()]
         try:
+            if int(undecided_counts(relaxation).sum()) > NEURONS:
+                return _on_ranges(case, relaxation)
             folded, targets = folded_network(
-                relaxation, [clause.rows for clause in clauses], [clause.offsets for clause in clauses]
+                relaxation,
+                [clause.rows for clause in clauses],
+                [clause.offsets for clause in clauses],
+                deadline=case.share(FOLDING),
             )
         except NotApplicable:
-            return _on_ranges(case, relaxation)
-        if folded.neurons > NEURONS:
             return _on_ranges(case, relaxation)
         return settle_folded(case, folded, targets)
 
@@ -169,6 +179,8 @@ def _split_inputs(case: Case) -> bool:
 def _on_ranges(case: Case, relaxation: Relaxation) -> str:
     """Tighter ranges, then branches that cut them: for any activation, and for networks too large to fold."""
     relaxation = tightened_ranges(relaxation, case.share(0.3))
+    if case.late:
+        return "crown"
     groups = case.open
     clauses = [case.prop.clauses[i] for i in groups.tolist()]
     try:
