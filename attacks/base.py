@@ -153,7 +153,8 @@ class Attack(ABC):
         clean = ~wrong
         proposal = batch.x.clone()
         if isinstance(threat, Transformation):
-            proposal = torch.zeros(len(batch), threat.parameters, dtype=torch.float64, device=batch.x.device)
+            numbers = threat.parameters(batch.x)
+            proposal = torch.zeros(len(batch), numbers, dtype=torch.float64, device=batch.x.device)
         if bool(clean.any()):
             inner = _Positions(view, clean.nonzero()[:, 0])
             if history:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from attacks.access import GradientAccess
 from attacks.base import Attack, register_attack, verdict
-from attacks.losses import against, clearly_wrong, margin_loss
+from attacks.losses import against, margin_loss
+from attacks.worst import Worst
 from models.base import Batch, Classifier, check_inputs, check_logits, frozen, margin
 from models.cost import Cost
 from models.errors import UserError
@@ -86,11 +87,11 @@ class RotationTranslation(Attack):
 
     def find(self, model: GradientAccess, batch: Batch, allowed: Poses, randomness: Randomness) -> Tensor:
         """A pose (n, 3) float64 for each of n samples: misclassified, or that of the greatest loss seen."""
-        worst = _Worst(batch)
+        worst = Worst(batch, 3)
         if self.search == "first-order":
             for restart in range(self.restarts):
                 self._climb(model, batch, allowed, worst, randomness.child("restart", restart))
-            return worst.pose
+            return worst.move
         n, shared = len(batch), self.search == "grid"
         if shared:
             poses = allowed.grid(self.angles, self.shifts).to(batch.x.device).expand(n, -1, 3)
@@ -108,10 +109,10 @@ class RotationTranslation(Attack):
                 else:
                     image = allowed.apply(batch.x[row], pose.flatten(0, 1), model.box)
                 worst.note(rows, pose, model.logits(image, row))
-        return worst.pose
+        return worst.move
 
     def _climb(
-        self, model: GradientAccess, batch: Batch, allowed: Poses, worst: _Worst, randomness: Randomness
+        self, model: GradientAccess, batch: Batch, allowed: Poses, worst: Worst, randomness: Randomness
     ) -> None:
         rows = worst.live()
         pose = 2 * randomness.uniform(batch.index[rows], (3,)).double() - 1
@@ -142,31 +143,6 @@ def _alike(x: Tensor, pose: Tensor, allowed: Poses, box: Box) -> Tensor:
     k, c = x.shape[:2]
     moved = allowed.apply(x.reshape(1, k * c, *x.shape[2:]).expand(len(pose), -1, -1, -1), pose, box)
     return moved.reshape(len(pose), k, c, *moved.shape[2:]).transpose(0, 1).flatten(0, 1)
-
-
-class _Worst:
-    """The pose of greatest loss of each sample so far, and whether it is misclassified."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.y, n = batch.y, len(batch)
-        self.pose = torch.zeros(n, 3, dtype=torch.float64, device=batch.x.device)
-        self.loss = torch.full((n,), -torch.inf, device=batch.x.device)
-        self.broken = torch.zeros(n, dtype=torch.bool, device=batch.x.device)
-
-    def live(self) -> Tensor:
-        return (~self.broken).nonzero()[:, 0]
-
-    def note(self, rows: Tensor, pose: Tensor, logits: Tensor) -> None:
-        """Takes in poses (k, g, 3) of the samples `rows` (k,) and the logits (k * g, classes) there."""
-        group = pose.shape[1]
-        y = self.y[rows].repeat_interleave(group)
-        loss, best = margin_loss(logits, y).reshape(-1, group).max(1)
-        wrong = clearly_wrong(logits, y).reshape(-1, group).any(1)
-        better = loss > self.loss[rows]
-        place = torch.arange(len(rows), device=rows.device)
-        self.pose[rows[better]] = pose[place, best][better]
-        self.loss[rows[better]] = loss[better].to(self.loss)
-        self.broken[rows] |= wrong
 
 
 def spatial_worst_case(

@@ -19,8 +19,8 @@ for room in ("attacks", "certify"):
     import_modules(room)
 
 ATTACK_ORDER = (
-    "fgsm", "strongest", "sigma-zero", "sparse-rs", "rotation-translation", "lighting", "corruptions",
-    "patch", "rp2",
+    "fgsm", "strongest", "sigma-zero", "sparse-rs", "rotation-translation", "flow", "lighting",
+    "corruptions", "patch", "rp2",
 )  # fmt: skip
 CERTIFICATE_ORDER = (
     "ibp",

@@ -42,8 +42,8 @@ Strict = Annotated[bool, typer.Option("--strict", help="Refuse corrupt images in
 Norm = Annotated[
     str,
     typer.Option(
-        help="linf, l2, l1; or spatial, rotation, translation, lighting, brightness, contrast, corruption, "
-        "patch, mask."
+        help="linf, l2, l1; or spatial, rotation, translation, flow, lighting, brightness, contrast, "
+        "corruption, patch, mask."
     ),
 ]
 Proof = Annotated[Path | None, typer.Option(help="Write a proof file per certified image into this folder.")]

@@ -176,7 +176,7 @@ class ParameterSplit(Certifier):
             logits = graph.values(x)[-1]
         needed = needed_margin(logits, self.tolerance)
         lower, steps = torch.zeros_like(logits), []
-        move = torch.zeros(len(batch), threat.parameters, dtype=torch.float64, device=x.device)
+        move = torch.zeros(len(batch), threat.parameters(x), dtype=torch.float64, device=x.device)
         found = torch.zeros_like(batch.y, dtype=torch.bool)
         limits = threat.limits().to(x.device)
         for i in range(len(batch)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,7 +30,8 @@ class Corruption(Transformation):
     Source: Hendrycks, Dietterich 2019, 1903.12261; see models.corruptions.base for what differs.
     """
 
-    parameters: ClassVar[int] = 2
+    def parameters(self, x: Tensor) -> int:
+        return 2
 
     def size(self, move: Tensor) -> Tensor:
         family, severity = move.double().unbind(1)

@@ -22,8 +22,10 @@ class Lighting(Transformation):
     (b, c), and its size is the larger of the two. Source: Pei, Cao, Yang, Jana 2017, 1712.01785, section 3.
     """
 
-    parameters: ClassVar[int] = 2
     clips: ClassVar[bool] = True
+
+    def parameters(self, x: Tensor) -> int:
+        return 2
 
     def size(self, move: Tensor) -> Tensor:
         return move.double().abs().amax(1)

@@ -15,7 +15,7 @@ LIGHTS = {"lighting": (1.0, 1.0), "brightness": (1.0, 0.0), "contrast": (0.0, 1.
 REGIONS = ("patch", "mask")
 """Free choice of some pixels: eps is their share of the picture, in one square window or anywhere."""
 SEVERITIES = 5
-NORMS = (*BALLS, *POSES, *LIGHTS, "corruption", *REGIONS)
+NORMS = (*BALLS, *POSES, "flow", *LIGHTS, "corruption", *REGIONS)
 
 
 def unknown_norm(norm: object, known: Sequence[str]) -> UserError:
@@ -50,6 +50,8 @@ def described(norm: str, eps: float) -> str:
         return (
             ", ".join([*parts, *[f"translation <= {100 * share:g} % of a side"] * (share > 0)]) or "no move"
         )
+    if norm == "flow":
+        return f"flow <= {eps:g} px"
     if norm in LIGHTS:
         names = zip(("brightness", "contrast"), LIGHTS[norm], strict=True)
         return ", ".join(f"{name} within {100 * limit * eps:g} %" for name, limit in names if limit)

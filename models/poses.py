@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -86,7 +85,8 @@ class Spatial(Transformation):
     same units, and its size is the largest of the three. Inputs are images (n, c, h, w).
     """
 
-    parameters: ClassVar[int] = 3
+    def parameters(self, x: Tensor) -> int:
+        return 3
 
     @property
     def unit(self) -> Poses:

@@ -1,8 +1,9 @@
-"""The threat of a name: a norm ball, moves of the picture, its light, a corruption, or some free pixels."""
+"""The threat of a name: a norm ball, moves of the picture or its pixels, light, a corruption, free pixels."""
 
 from __future__ import annotations
 
 from models.corruption import Corruption
+from models.flow import Flow
 from models.lighting import Lighting
 from models.norms import BALLS, LIGHTS, POSES, check_size
 from models.pixels import FreePixels
@@ -17,6 +18,8 @@ def threat_named(norm: str, eps: float | None, box: Box = UNIT_BOX) -> ThreatMod
         return ThreatModel(norm, eps, box)
     if norm in POSES:
         return Spatial(norm, eps, box)
+    if norm == "flow":
+        return Flow(norm, eps, box)
     if norm in LIGHTS:
         return Lighting(norm, eps, box)
     return Corruption(norm, eps, box) if norm == "corruption" else FreePixels(norm, eps, box)

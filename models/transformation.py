@@ -18,7 +18,7 @@ from models.threat import ThreatModel, per_sample
 
 @dataclass(frozen=True)
 class Transformation(ThreatModel, ABC):
-    """{t(x, m) : size(m) <= eps} for a map t with parameters m, a row of `parameters` numbers a sample.
+    """{t(x, m) : size(m) <= eps} for a map t with parameters m, a row of numbers a sample.
 
     An attack on such a threat proposes rows m (n, parameters), not points, and whoever judges carries them
     out: no point has to be traced back to its parameters. m = 0 is the identity, of size 0. Raises
@@ -26,7 +26,6 @@ class Transformation(ThreatModel, ABC):
     when it is clipped to the box.
     """
 
-    parameters: ClassVar[int]
     clips: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -35,6 +34,10 @@ class Transformation(ThreatModel, ABC):
 
     def at(self, eps: float | None) -> Transformation:
         return type(self)(self.norm, eps, self.box)
+
+    @abstractmethod
+    def parameters(self, x: Tensor) -> int:
+        """How many numbers a move of each input x (n, ...) is; raises UserError where it can have none."""
 
     @abstractmethod
     def size(self, move: Tensor) -> Tensor:
@@ -66,9 +69,10 @@ class Transformation(ThreatModel, ABC):
 
         An illegal move counts as none.
         """
-        if move.shape != (len(x), self.parameters):
+        parameters = self.parameters(x)
+        if move.shape != (len(x), parameters):
             raise UserError(
-                f"a move under '{self.norm}' is a row of {self.parameters} numbers, not of shape "
+                f"a move under '{self.norm}' is a row of {parameters} numbers, not of shape "
                 f"{tuple(move.shape[1:])}"
             )
         size = self.size(move)

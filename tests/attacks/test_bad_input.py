@@ -107,6 +107,8 @@ def test_a_vector_cannot_be_rotated():
     batch = labelled(model, images(4, (12,)))
     with pytest.raises(UserError, match="rotations and translations need images"):
         ATTACKS["rotation-translation"]().run(model, batch, threat_named("spatial", 0.1), Randomness(0))
+    with pytest.raises(UserError, match=r"flows need images \(n, c, h, w\), not inputs of shape \(4, 12\)"):
+        ATTACKS["flow"]().run(model, batch, threat_named("flow", 0.1), Randomness(0))
 
 
 @pytest.mark.parametrize("name", ["eot", "turtle"])
@@ -136,7 +138,7 @@ COUNTED = [
 def outcome(name, field):
     model, search = mlp(), ATTACKS[name](**{field: -1})
     aside = labelled(model, images(4, seed=2)) if search.fitted else None
-    threat = ThreatModel(search.norms[0], 0.1)
+    threat = threat_named(search.norms[0], 0.1)
     return search.run(model, labelled(model, images(4)), threat, Randomness(0), aside)
 
 

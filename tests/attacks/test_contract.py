@@ -36,7 +36,7 @@ import_modules(attacks.__name__)
 
 EPS = {"linf": 0.15, "l2": 0.5, "l1": 1.0, "l0": 4}
 EPS |= {"spatial": 3, "rotation": 90, "translation": 0.5, "corruption": 5, "patch": 0.4, "mask": 0.4}
-EPS |= {"lighting": 0.4, "brightness": 0.4, "contrast": 0.9}
+EPS |= {"flow": 2, "lighting": 0.4, "brightness": 0.4, "contrast": 0.9}
 NAMES = ATTACKS.names()
 CASES = [(name, norm) for name in NAMES for norm in ATTACKS[name].norms]
 MINIMAL = [(name, norm) for name, norm in CASES if ATTACKS[name].minimal]
@@ -301,7 +301,7 @@ class FarMover(Attack):
     far: float
 
     def propose(self, model, batch, threat, randomness, fitted):
-        return torch.full((len(batch), threat.parameters), self.far, dtype=torch.float64)
+        return torch.full((len(batch), threat.parameters(batch.x)), self.far, dtype=torch.float64)
 
 
 FarMover.name = "far mover"

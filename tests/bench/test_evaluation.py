@@ -113,6 +113,7 @@ def test_unknown_judges_are_refused_with_a_suggestion() -> None:
     [
         ("spatial", 1, "rotation <= 30"),
         ("corruption", 3, "severity <= 3"),
+        ("flow", 0.05, "flow <= 0.05 px"),
         ("lighting", 0.3, "brightness within 30 %"),
     ],
 )
@@ -123,7 +124,7 @@ def test_threats_that_are_no_ball(norm: str, eps: float, words: str) -> None:
     result = evaluate(network, x, network(x).argmax(1), norm=norm, eps=eps)
     assert 0 < result.attacked < 1
     assert words in str(result)
-    if norm == "corruption":
+    if norm in ("corruption", "flow"):
         assert result.certified == 0.0
         assert result.flags == (f"no certificate bounds '{norm}': the lower end is 0",)
     else:

@@ -339,7 +339,7 @@ def smallest_moved_margins(
 ) -> tuple[Tensor, int]:
     """The smallest margins (n, classes) at corners and random moves of a transformation, and how many."""
     generator = torch.Generator().manual_seed(7)
-    shape = (count, len(data), threat.parameters)
+    shape = (count, len(data), threat.parameters(data.x))
     share = 2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1
     share[: count // 4] = share[: count // 4].sign()
     least, visited = margins_of(judged, data.x, data.y).detach().double(), 0

@@ -9,6 +9,7 @@ import torch
 
 from models.corruption import Corruption
 from models.errors import UserError
+from models.flow import Flow
 from models.lighting import Lighting
 from models.norms import BALLS, NORMS, check_size, described
 from models.pixels import FreePixels
@@ -28,6 +29,7 @@ def test_every_name_has_its_threat():
         "contrast",
     }
     assert kinds["corruption"] is Corruption
+    assert kinds["flow"] is Flow
     assert kinds["patch"] is kinds["mask"] is FreePixels
 
 
@@ -47,6 +49,7 @@ def test_every_name_has_its_threat():
         ("mask", 0, "share of the picture"),
         ("lighting", 1.5, r"share of the range of values, in \[0, 1\], not 1.5"),
         ("contrast", None, "needs an eps"),
+        ("flow", None, "needs an eps"),
     ],
 )
 def test_sizes_without_a_meaning_are_refused(norm, eps, message):
@@ -62,6 +65,7 @@ def test_threats_in_words():
     assert described("corruption", 3) == "common corruptions, severity <= 3"
     assert described("patch", 0.05) == "one square of 5 % of the picture"
     assert described("lighting", 0.2) == "brightness within 20 %, contrast within 20 %"
+    assert described("flow", 0.5) == "flow <= 0.5 px"
     assert described("contrast", 0.1) == "contrast within 10 %"
 
 
