@@ -143,6 +143,13 @@ def test_names_parameters_and_frames_need_no_torch() -> None:
     } == set()
 
 
+def test_runs_and_tables_start_without_scipy() -> None:
+    """It takes as long to import as everything else that a finished run needs."""
+    loaded = modules_after_importing([f"bench.commands.{name}" for name in ("run", "table")])
+    assert "bench.stats" in loaded
+    assert "scipy" not in loaded
+
+
 def test_help_needs_neither_pandas_nor_torch() -> None:
     heavy = {"torch", "pandas", "scipy", "pyarrow", "numpy"}
     assert heavy & modules_after_importing(["bench.__main__", "bench.cli"]) == set()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
 from bench.record import Record
 from bench.render import write
@@ -33,6 +34,13 @@ def wilson_by_hand(successes: int, n: int) -> tuple[float, float]:
 def test_wilson_is_its_closed_form(n: int) -> None:
     for successes in {0, 1, n // 3, n - 1, n}:
         assert wilson(successes, n) == pytest.approx(wilson_by_hand(successes, n), abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 7, 100, 500, 9_999])
+def test_wilson_is_scipys_to_the_last_bit(n: int) -> None:
+    for successes in {*range(0, n, max(n // 50, 1)), n}:
+        theirs = binomtest(successes, n).proportion_ci(0.95, method="wilson")
+        assert wilson(successes, n) == (theirs.low, theirs.high)
 
 
 def test_the_ends_of_wilson_solve_its_equation() -> None:
