@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
+import pyarrow
 
 from bench.cell import Cell
 from bench.record import Record
@@ -21,10 +22,11 @@ def gather(records: Iterable[Record]) -> pd.DataFrame:
     done = [record for record in records if record.header.status == "done"]
     if not done:
         raise UserError("no finished cell to tabulate: see the reasons above, or run the matrix first")
-    outcomes = pd.concat([record.outcomes for record in done], ignore_index=True)
+    tables = [record.table for record in done]
+    outcomes = pyarrow.concat_tables(tables).to_pandas()
     keys = pd.DataFrame([_keys(record.cell) for record in done], columns=[*KEYS, NETWORK])
-    sizes = [len(record.outcomes) for record in done]
-    repeated = keys.loc[np.repeat(np.arange(len(done)), sizes)].reset_index(drop=True)
+    places = np.repeat(np.arange(len(done)), [len(table) for table in tables])
+    repeated = keys.loc[places].reset_index(drop=True)
     return pd.concat([outcomes, repeated], axis=1)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import pandas as pd
+import pyarrow
 from pydantic import BaseModel, ConfigDict
 
 from bench.cell import Cell
@@ -37,6 +39,8 @@ for certificates. legal: the proposal stayed in ball and box. forward, backward:
 zero_gradient: every gradient that the attack asked for was zero throughout, so that it saw nothing.
 certified: the certificate holds. lower: its smallest lower bound on the margin, NaN for attacks.
 """
+
+TYPES = [pyarrow.from_numpy_dtype(kind) for kind in COLUMNS.values()]
 
 
 class Provenance(BaseModel):
@@ -94,14 +98,31 @@ class Header(BaseModel):
 
 @dataclass(frozen=True)
 class Record:
-    """A header and its outcomes, one row an example with COLUMNS."""
+    """A header and its outcomes, one row an example with COLUMNS.
+
+    rows: a frame, or the table as it lies on disk: of thousands of records few are looked at one by one, and
+    a frame of its own costs as much as reading the file.
+    """
 
     header: Header
-    outcomes: pd.DataFrame
+    rows: pd.DataFrame | pyarrow.Table
 
     @property
     def cell(self) -> Cell:
         return self.header.cell
+
+    @cached_property
+    def outcomes(self) -> pd.DataFrame:
+        return self.rows if isinstance(self.rows, pd.DataFrame) else self.rows.to_pandas()
+
+    @property
+    def table(self) -> pyarrow.Table:
+        """The rows in Arrow's types, without metadata."""
+        # Whoever was given the frame may have written into it.
+        if isinstance(self.rows, pyarrow.Table) and "outcomes" not in vars(self):
+            return self.rows
+        frame = self.outcomes[list(COLUMNS)].astype(COLUMNS)
+        return pyarrow.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
 
 
 def empty_outcomes() -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pyarrow.parquet
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
-from bench.record import COLUMNS, Header, Record
+from bench.record import COLUMNS, TYPES, Header, Record
 from models.atomic import write_atomically
 from models.errors import UserError
 
@@ -60,9 +60,7 @@ class Store:
 
     def put(self, record: Record) -> None:
         """Stores a record under its cell's identity, replacing an older one."""
-        frame = record.outcomes[list(COLUMNS)].astype(COLUMNS)
-        table = pyarrow.Table.from_pandas(frame, preserve_index=False)
-        table = table.replace_schema_metadata({KEY: record.header.model_dump_json().encode()})
+        table = record.table.replace_schema_metadata({KEY: record.header.model_dump_json().encode()})
         content = io.BytesIO()
         pyarrow.parquet.write_table(table, content, write_page_checksum=True)
         write_atomically(self.path(record.cell.id), content.getvalue())
@@ -82,15 +80,19 @@ class Store:
     def _load(self, path: Path) -> Record:
         damaged = DamagedRecord(f"record {path} is damaged: delete it and run again")
         try:
-            with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            # Asked for in one piece: a run has thousands of records, and each is small.
+            content = pyarrow.BufferReader(path.read_bytes())
+            with pyarrow.parquet.ParquetFile(content, page_checksum_verification=True) as file:
                 table = file.read(use_threads=False)
             header = Header.model_validate_json((table.schema.metadata or {})[KEY])
+            rows = table.select(list(COLUMNS)).replace_schema_metadata(None)
         except (pyarrow.ArrowException, OSError, KeyError, ValidationError, ValueError):
             raise damaged from None
-        frame = table.to_pandas()
-        if {name: str(kind) for name, kind in frame.dtypes.items()} != COLUMNS:
+        # Only a number of 64 bits has a value for what is not there.
+        holes = (column.null_count and not pyarrow.types.is_float64(column.type) for column in rows.columns)
+        if table.num_columns != len(COLUMNS) or rows.schema.types != TYPES or any(holes):
             raise damaged
-        return Record(header, frame)
+        return Record(header, rows)
 
     def header(self, cell_id: str) -> Header | None:
         """The header alone, or None where the record is absent or damaged."""

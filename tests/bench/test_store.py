@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from bench.execute import execute, pending
+from bench.outcomes import gather
 from bench.plan import Plan
 from bench.record import COLUMNS, Header, Record, empty_outcomes
 from bench.store import DamagedRecord, RunFile, Store
@@ -156,6 +157,33 @@ def test_a_record_that_lacks_a_column_is_damaged(tmp_path: Path) -> None:
     path = store.path(CELLS[0].id)
     table = pyarrow.parquet.read_table(path)
     pyarrow.parquet.write_table(table.drop_columns(["margin"]), path)
+    with pytest.raises(DamagedRecord):
+        store.get(CELLS[0].id)
+
+
+def test_what_is_written_into_the_frame_of_a_stored_record_is_what_is_stored(tmp_path: Path) -> None:
+    """Its rows stay as they lay on disk beside the frame."""
+    store = filled(tmp_path)
+    read = store.get(CELLS[0].id)
+    assert read is not None
+    assert read.table is read.rows
+    read.outcomes.loc[1, "distance"] = 0.25
+    store.put(read)
+    assert gather([read])["distance"].tolist()[1] == 0.25
+    again = Store(tmp_path).get(CELLS[0].id)
+    assert again is not None
+    assert again.outcomes["distance"].tolist()[1] == 0.25
+
+
+@pytest.mark.parametrize("name", ["index", "certified"])
+def test_a_record_with_a_hole_in_what_cannot_be_unknown_is_damaged(name: str, tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    path = store.path(CELLS[0].id)
+    table = pyarrow.parquet.read_table(path)
+    place = table.column_names.index(name)
+    holed = [*table.column(name).to_pylist()[:-1], None]
+    kind = table.schema.field(name)
+    pyarrow.parquet.write_table(table.set_column(place, kind, pyarrow.array(holed, kind.type)), path)
     with pytest.raises(DamagedRecord):
         store.get(CELLS[0].id)
 
