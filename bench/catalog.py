@@ -63,7 +63,7 @@ class Catalog(BaseModel):
 
 def load() -> Catalog:
     """The catalog of the installed suite."""
-    cache = _cache_folder() / f"catalog-{_fingerprint()}.json"
+    cache = _cache_folder() / f"catalog-{fingerprint()}.json"
     try:
         return Catalog.model_validate_json(cache.read_bytes())
     except (OSError, ValidationError):
@@ -90,7 +90,8 @@ def _cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "rhobust"
 
 
-def _fingerprint() -> str:
+def fingerprint() -> str:
+    """A digest of the names, sizes and times of the suite's files: what another version has otherwise."""
     root = Path(__file__).parent.parent
     lines = []
     for room in (*ROOMS, "bench"):

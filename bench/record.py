@@ -101,11 +101,12 @@ class Record:
     """A header and its outcomes, one row an example with COLUMNS.
 
     rows: a frame, or the table as it lies on disk: of thousands of records few are looked at one by one, and
-    a frame of its own costs as much as reading the file.
+    a frame of its own costs as much as reading the file. sha256: of that file, "" where there was none.
     """
 
     header: Header
     rows: pd.DataFrame | pyarrow.Table
+    sha256: str = ""
 
     @property
     def cell(self) -> Cell:

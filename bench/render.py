@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 
 import pandas as pd
+from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -62,10 +64,13 @@ def _percent(value: float) -> str:
     return "-" if pd.isna(value) else f"{100 * value:.1f} %"
 
 
-def write(tables: Iterable[Table], folder: Path) -> list[Path]:
-    """Writes every table as .csv, .md and .html under `folder`; of other files removes only older tables."""
+def write(tables: Iterable[Table], folder: Path) -> dict[str, str]:
+    """Writes every table as .csv, .md and .html under `folder`; of other files removes only older tables.
+
+    Returns the digest of what was written, by file name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    written = {}
     for table in tables:
         shown = formatted(table)
         page = shown.to_html(index=False, border=0, justify="right")
@@ -80,30 +85,58 @@ def write(tables: Iterable[Table], folder: Path) -> list[Path]:
             ),
         }
         for suffix, text in texts.items():
-            path = folder / f"{table.name}.{suffix}"
-            write_atomically(path, text.encode())
-            written.append(path)
-    for old in folder.glob("*"):
-        if OURS.fullmatch(old.name) and old.is_file() and old not in written:
+            name, content = f"{table.name}.{suffix}", text.encode()
+            write_atomically(folder / name, content)
+            written[name] = sha256(content).hexdigest()
+    for old in ours(folder):
+        if old.name not in written:
             old.unlink()
     return written
 
 
-def show(table: Table, console: Console) -> None:
-    """Prints a table to the terminal."""
+def ours(folder: Path) -> list[Path]:
+    """The files of `folder` that are called as those of tables are."""
+    return [path for path in folder.glob("*") if OURS.fullmatch(path.name) and path.is_file()]
+
+
+class Sheet(BaseModel):
+    """A table as it is printed, all text; `right` tells the columns of numbers."""
+
+    name: str
+    caption: str
+    columns: list[str]
+    right: list[bool]
+    rows: list[list[str]]
+
+
+def sheet(table: Table) -> Sheet:
+    """What is printed of a table."""
     shown = _numbered(formatted(table), table.percent) if "source" in table.frame else formatted(table)
+    right = []
+    for name in shown.columns:
+        numeric = name not in table.frame or name in table.percent
+        right.append(bool(numeric or pd.api.types.is_numeric_dtype(table.frame[name])))
+    return Sheet(
+        name=table.name,
+        caption=table.caption,
+        columns=[name.replace("_", " ") for name in shown.columns],
+        right=right,
+        rows=[[str(value) for value in row] for row in shown.itertuples(index=False)],
+    )
+
+
+def show(shown: Sheet, console: Console) -> None:
+    """Prints a table to the terminal."""
     rich = RichTable(
-        title=Text(table.name, style="bold"),
-        caption=Text(table.caption),
+        title=Text(shown.name, style="bold"),
+        caption=Text(shown.caption),
         title_justify="left",
         caption_justify="left",
     )
-    for name in shown.columns:
-        numeric = name not in table.frame or name in table.percent
-        numeric = numeric or pd.api.types.is_numeric_dtype(table.frame[name])
-        rich.add_column(name.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
-    for row in shown.itertuples(index=False):
-        rich.add_row(*(Text(str(value)) for value in row))
+    for name, right in zip(shown.columns, shown.right, strict=True):
+        rich.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in shown.rows:
+        rich.add_row(*map(Text, row))
     console.print(rich)
 
 

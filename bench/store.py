@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
+from hashlib import sha256
 from pathlib import Path
 
 import pyarrow
@@ -35,11 +36,12 @@ class DamagedRecord(UserError):
 
 
 class Store:
-    """The records of `folder` (results/): `records/ID.parquet`, `artifacts/ID.safetensors`, `run.json`."""
+    """The folder of a run, results/: `records/ID.parquet`, `artifacts/`, `leaderboards/`, `run.json`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.records = folder / "records"
+        self.leaderboards = folder / "leaderboards"
         self._read: dict[str, tuple[tuple[int, int], Record]] = {}
 
     def path(self, cell_id: str) -> Path:
@@ -81,8 +83,9 @@ class Store:
         damaged = DamagedRecord(f"record {path} is damaged: delete it and run again")
         try:
             # Asked for in one piece: a run has thousands of records, and each is small.
-            content = pyarrow.BufferReader(path.read_bytes())
-            with pyarrow.parquet.ParquetFile(content, page_checksum_verification=True) as file:
+            content = path.read_bytes()
+            reader = pyarrow.BufferReader(content)
+            with pyarrow.parquet.ParquetFile(reader, page_checksum_verification=True) as file:
                 table = file.read(use_threads=False)
             header = Header.model_validate_json((table.schema.metadata or {})[KEY])
             rows = table.select(list(COLUMNS)).replace_schema_metadata(None)
@@ -92,7 +95,7 @@ class Store:
         holes = (column.null_count and not pyarrow.types.is_float64(column.type) for column in rows.columns)
         if table.num_columns != len(COLUMNS) or rows.schema.types != TYPES or any(holes):
             raise damaged
-        return Record(header, rows)
+        return Record(header, rows, sha256(content).hexdigest())
 
     def header(self, cell_id: str) -> Header | None:
         """The header alone, or None where the record is absent or damaged."""

@@ -35,6 +35,7 @@ TORCH_FREE = (
     "cli",
     "execute",
     "render",
+    "finished",
 )
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "common", "manager"}
 FILES = sorted(path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.py"))

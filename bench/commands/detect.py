@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.commands.evaluate import open_classifier
 from bench.detection import Detection, detect
-from bench.render import show, wide_console
+from bench.render import sheet, show, wide_console
 from bench.stats import wilson
 from bench.tables import Table
 from bench.work import pick_device
@@ -84,7 +84,7 @@ def _print(found: Detection, what: str) -> None:
     shares = ("misclassified", "evading", "flagged", "TPR at 5 % FPR")
     ends = {"evading": ("evading_low", "evading_high")}
     rows = found.rows.rename(columns={"tpr_at_5_fpr": "TPR at 5 % FPR"})
-    show(Table("detect", caption, rows, shares, ends), console)
+    show(sheet(Table("detect", caption, rows, shares, ends)), console)
     low, high = wilson(found.false_positives, found.n_clean)
     lines = [
         f"clean images flagged: {found.false_positives} of {found.n_clean}, "

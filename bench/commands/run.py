@@ -21,10 +21,11 @@ from rich.progress import (
 
 from bench.catalog import load
 from bench.cell import Cell
-from bench.commands.table import report
+from bench.commands.table import report, show_all
 from bench.execute import execute as execute_cells
 from bench.execute import pending
 from bench.executors.local import LocalExecutor, cores
+from bench.finished import recall
 from bench.naming import trained_name
 from bench.parameters import check_parameters
 from bench.plan import Filters, Plan, make_plan, with_own
@@ -88,6 +89,13 @@ def execute(request: Request, dry_run: bool) -> int:
         for folder in filter(None, (request.out, request.proof)):
             check_writable(folder)
     store = Store(request.out)
+    # What would run, and proof files, are read off the records themselves.
+    direct = dry_run or request.proof is not None
+    kept = None if direct else recall(store, [cell.id for cell in plan.cells])
+    if kept is not None:
+        _remember(plan, name, request, store)
+        _show_skips(plan, kept.skipped, console)
+        return show_all(kept, store, console)
     waiting = pending(plan, store)
     for cell in waiting:
         header = store.header(cell.id)
@@ -96,9 +104,7 @@ def execute(request: Request, dry_run: bool) -> int:
     if dry_run:
         return _show_plan(plan, waiting, store, console)
     plan = run_missing(plan, waiting, store, request, console)
-    cells = [cell.id for cell in plan.cells]
-    skips, text = [(skip.what, skip.reason) for skip in plan.skips], matrix_text(request.matrix)
-    store.save_run(RunFile(matrix=name, cells=cells, skips=skips, text=text))
+    cells = _remember(plan, name, request, store)
     failed = _explain(plan, store, console)
     if request.proof is not None:
         proofs = importlib.import_module("bench.proofs")
@@ -106,6 +112,13 @@ def execute(request: Request, dry_run: bool) -> int:
     if not any(header is not None and header.status == "done" for header in map(store.header, cells)):
         return failed
     return max(failed, report(store, cells, console))
+
+
+def _remember(plan: Plan, name: str, request: Request, store: Store) -> list[str]:
+    """Keeps what was asked for, for `table`; returns the plan's cells."""
+    cells, skips = [cell.id for cell in plan.cells], [(skip.what, skip.reason) for skip in plan.skips]
+    store.save_run(RunFile(matrix=name, cells=cells, skips=skips, text=matrix_text(request.matrix)))
+    return cells
 
 
 def settings_of(request: Request) -> Any:
@@ -224,20 +237,29 @@ def _show_plan(plan: Plan, waiting: list[Cell], store: Store, console: Console) 
 def _explain(plan: Plan, store: Store, console: Console) -> int:
     """Prints every skip and failure with its reason; returns 1 where a cell failed."""
     failed = 0
-    groups: dict[str, int] = {}
+    skipped = {}
     for cell in plan.cells:
         header = store.header(cell.id)
         if header is not None and header.status == "skipped":
-            line = f"skipped: {cell.judge.label} on {cell.defended}: {header.reason}"
-            groups[line] = groups.get(line, 0) + 1
+            skipped[cell.id] = header.reason
         elif header is None or header.status == "failed":
             failed += 1
             reason = header.reason if header else "no record"
             print(f"failed: {cell.title}: {reason}", file=sys.stderr)
+    _show_skips(plan, skipped, console)
+    if failed:
+        print(f"{failed} of {len(plan.cells)} cells failed; the others are kept", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _show_skips(plan: Plan, skipped: dict[str, str], console: Console) -> None:
+    """Prints what the plan leaves out and, by reason, how many cells were `skipped`."""
+    groups: dict[str, int] = {}
+    for cell in plan.cells:
+        if cell.id in skipped:
+            line = f"skipped: {cell.judge.label} on {cell.defended}: {skipped[cell.id]}"
+            groups[line] = groups.get(line, 0) + 1
     for skip in plan.skips:
         console.print(f"skipped: {skip.what}: {skip.reason}", highlight=False, soft_wrap=True)
     for line, count in groups.items():
         console.print(f"{line} ({count} cells)", highlight=False, soft_wrap=True)
-    if failed:
-        print(f"{failed} of {len(plan.cells)} cells failed; the others are kept", file=sys.stderr)
-    return 1 if failed else 0

@@ -38,3 +38,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 def times(folder: Path) -> dict[str, int]:
     """When each finished record was written, in nanoseconds."""
     return {path.name: path.stat().st_mtime_ns for path in (folder / "records").glob("c1-*.parquet")}
+
+
+def in_place(path: Path, content: bytes) -> None:
+    """Writes a file that neither its size nor its times give away."""
+    before = path.stat()
+    assert len(content) == before.st_size
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
