@@ -145,12 +145,25 @@ def test_a_copy_of_a_record_under_another_name_is_another_cells(store: Store) ->
 def test_nothing_is_recalled_from_another_suite(
     name: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert bench.finished.suite() == bench.finished.LOADED
     monkeypatch.setattr(bench.finished, name, lambda *_: "another")
+    monkeypatch.setattr(bench.finished, "LOADED", bench.finished.suite())
     assert recall(store, IDS) is None
     printed(store)
     assert recall(store, IDS) is not None
     monkeypatch.undo()
     assert recall(store, IDS) is None
+
+
+def test_a_suite_that_is_updated_during_a_run_has_not_made_its_tables(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code that made them is the one that was loaded, whatever lies on disk by then."""
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.finished, "fingerprint", lambda: "updated")
+        printed(store)
+        patch.setattr(bench.finished, "LOADED", bench.finished.suite())
+        assert recall(store, IDS) is None
 
 
 def test_a_file_of_the_users_own_beside_the_leaderboards_changes_nothing(store: Store) -> None:
