@@ -48,7 +48,8 @@ def bracket(outcomes: pd.DataFrame, norm: str, eps: float) -> Table:
     """The headline: robust accuracy lies between `certified` and `attacked`, the rest is the gap."""
     rows = []
     best = verdicts(outcomes, norm, eps)
-    own = dict(list(outcomes[outcomes["norm"] == norm].groupby("defended")))
+    mine = outcomes[outcomes["norm"] == norm]
+    strongest, tightest = _strongest(mine, eps), _tightest(mine, eps)
     for (model, defense, defended), group in best.groupby(["model", "defense", "defended"], sort=True):
         n, survivors, proved = len(group), int((~group["attacked"]).sum()), int(group["certified"].sum())
         attacked, certified = wilson(survivors, n), wilson(proved, n)
@@ -65,8 +66,8 @@ def bracket(outcomes: pd.DataFrame, norm: str, eps: float) -> Table:
                 "certified_high": certified[1],
                 "attacked_low": attacked[0],
                 "attacked_high": attacked[1],
-                "strongest_attack": _strongest(own[str(defended)], eps),
-                "best_certificate": _tightest(own[str(defended)], eps),
+                "strongest_attack": strongest.get(defended, "-"),
+                "best_certificate": tightest.get(defended, "-"),
             }
         )
     frame = pd.DataFrame(rows)
@@ -105,19 +106,22 @@ def not_run(headers: Iterable[Header]) -> Table:
     )
 
 
-def _strongest(mine: pd.DataFrame, eps: float) -> str:
-    """The attack that breaks most of the correctly classified samples it was given, as a fraction."""
+def _strongest(mine: pd.DataFrame, eps: float) -> dict[object, str]:
+    """By model, the attack that breaks the greatest share of its correctly classified samples."""
     mine = mine[(mine["kind"] == "attack") & mine["clean"]]
-    if mine.empty:
-        return "-"
-    rate = broken_at(mine, eps).groupby(mine["judge"]).mean()
-    return str(rate.sort_index().idxmax())
+    return _best(broken_at(mine, eps).groupby([mine["defended"], mine["judge"]]).mean())
 
 
-def _tightest(mine: pd.DataFrame, eps: float) -> str:
+def _tightest(mine: pd.DataFrame, eps: float) -> dict[object, str]:
+    """By model, the certificate that proves the greatest share of its samples, where one proves any."""
     mine = mine[mine["kind"] == "certificate"]
-    rate = certified_at(mine, eps).groupby(mine["judge"]).mean()
-    return str(rate.sort_index().idxmax()) if len(rate) and rate.max() > 0 else "-"
+    rate = certified_at(mine, eps).groupby([mine["defended"], mine["judge"]]).mean()
+    return _best(rate[rate > 0])
+
+
+def _best(rate: pd.Series) -> dict[object, str]:
+    """By model, the judge of the greatest rate, the first of equals by name."""
+    return dict(rate.sort_index().groupby(level="defended").idxmax().tolist())
 
 
 def judges(outcomes: pd.DataFrame, norm: str, eps: float) -> Table:
@@ -163,8 +167,10 @@ def judges(outcomes: pd.DataFrame, norm: str, eps: float) -> Table:
 def rho_adv(outcomes: pd.DataFrame) -> Table:
     """DeepFool's robustness: the mean of ||r|| / ||x|| over correctly classified samples that were fooled."""
     rows = []
-    minimal = outcomes[(outcomes["kind"] == "attack") & outcomes["eps"].isna()]
-    for key, group in minimal.groupby(["norm", "model", "defense", "judge"], sort=True):
+    who = ["norm", "model", "defense", "judge"]
+    minimal = (outcomes["kind"] == "attack") & outcomes["eps"].isna()
+    read = outcomes.loc[minimal, [*who, "clean", "success", "distance", "input_norm"]]
+    for key, group in read.groupby(who, sort=True):
         fooled = group[group["clean"] & group["success"]]
         ratio = fooled["distance"] / fooled["input_norm"]
         rows.append(

@@ -101,6 +101,17 @@ def test_the_strongest_attack_and_the_best_certificate_are_named() -> None:
     )
     row = row_of(bracket(one, "linf", 0.1).frame)
     assert (row["strongest_attack"], row["best_certificate"]) == ("pgd", "lp")
+    other = outcomes(
+        attacked(cell("pgd", model="b"), [0.05, None]),
+        attacked(cell("fgsm", model="b"), [None, 0.05]),
+        proved(cell("lp", model="b", **PROOF), [True, False]),
+        proved(cell("ibp", model="b", **PROOF), [False, True]),
+    )
+    both = bracket(pd.concat([one, other]), "linf", 0.1).frame
+    row = row_of(both, model="lenet")
+    assert (row["strongest_attack"], row["best_certificate"]) == ("pgd", "lp")
+    row = row_of(both, model="b")
+    assert (row["strongest_attack"], row["best_certificate"]) == ("fgsm", "ibp")
     none = outcomes(proved(cell("ibp", **PROOF), [False, False]))
     row = row_of(bracket(none, "linf", 0.1).frame)
     assert (row["strongest_attack"], row["best_certificate"]) == ("-", "-")
