@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,14 +11,11 @@ import torch
 from torch import Tensor
 
 from certify.bounds import entries
-from certify.folding import Affines, Undecided, fold, undecided_neurons
+from certify.folding import Affines, Undecided, fold, group_rows, undecided_neurons
 from certify.input_set import InputSet
 from certify.relaxation import Relaxation
-from models.errors import NotApplicable
 
 Activation = Callable[[slice, Tensor], Tensor]
-# Rows that are folded between two looks at the clock.
-ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -241,15 +237,14 @@ def folded_network(
     """A relaxation of one sample, and clauses rows[c] . logits + offsets[c], in folded form.
 
     rows[c] (k, classes), offsets[c] (k,). Raises UserError, naming it, for an undecided operation
-    that is not of the ReLU family, and NotApplicable when time.monotonic() passes `deadline`
-    over more neurons of a layer than ROWS.
+    that is not of the ReLU family, and NotApplicable as `group_rows`.
     """
     groups = [group for group in undecided_neurons(relaxation) if len(group.places)]
     layers, start = [], 0
     for group in groups:
         layers.append(slice(start, start + len(group.places)))
         start = layers[-1].stop
-    dense = [_dense(_group_rows(relaxation, group, groups, deadline), groups) for group in groups]
+    dense = [_dense(group_rows(relaxation, group, groups, deadline), groups) for group in groups]
     x = relaxation.x
     folded = Folded(
         InputSet.of(x, relaxation.threat),
@@ -262,25 +257,6 @@ def folded_network(
         torch.cat([x.new_zeros(0), *(group.upper for group in groups)]),
     )
     return folded, _targets(relaxation, rows, offsets, groups)
-
-
-def _group_rows(
-    relaxation: Relaxation, group: Undecided, groups: list[Undecided], deadline: float
-) -> Affines:
-    node = relaxation.graph.nodes[group.node].inputs[0]
-    shape = relaxation.graph.shapes(relaxation.x)[node]
-    pieces = []
-    for places in group.places.split(ROWS):
-        if pieces and time.monotonic() > deadline:
-            raise NotApplicable("the network takes too long to be folded")
-        rows = relaxation.x.new_zeros(len(places), shape.numel())
-        rows[torch.arange(len(places)), places] = 1.0
-        pieces.append(fold(relaxation, node, rows.reshape(-1, *shape), groups))
-    return Affines(
-        torch.cat([piece.inputs for piece in pieces]),
-        {i: torch.cat([piece.neurons[i] for piece in pieces]) for i in pieces[0].neurons},
-        torch.cat([piece.constant for piece in pieces]),
-    )
 
 
 def _dense(part: Affines, groups: list[Undecided]) -> tuple[Tensor, Tensor, Tensor]:

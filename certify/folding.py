@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,9 @@ from certify.rules.activation import ReLU
 from certify.rules.operation import Affine, Operation, Relaxed
 from certify.rules.selection import Largest
 from models.errors import NotApplicable
+
+# Rows that are folded between two looks at the clock.
+ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -116,3 +120,24 @@ def fold(relaxation: Relaxation, node: int, rows: Tensor, undecided: list[Undeci
     size = relaxation.x[0].numel()
     inputs_rows = pending[0].flatten(2)[0] if 0 in pending else rows.new_zeros(len(rows), size)
     return Affines(inputs_rows, neurons, constant[0])
+
+
+def group_rows(relaxation: Relaxation, group: Undecided, groups: list[Undecided], deadline: float) -> Affines:
+    """The inputs of a group's neurons over the network's input and the neurons of all groups.
+
+    Raises NotApplicable when time.monotonic() passes `deadline` over more than ROWS neurons.
+    """
+    node = relaxation.graph.nodes[group.node].inputs[0]
+    shape = relaxation.graph.shapes(relaxation.x)[node]
+    pieces: list[Affines] = []
+    for places in group.places.split(ROWS):
+        if pieces and time.monotonic() > deadline:
+            raise NotApplicable("the network takes too long to be folded")
+        rows = relaxation.x.new_zeros(len(places), shape.numel())
+        rows[torch.arange(len(places)), places] = 1.0
+        pieces.append(fold(relaxation, node, rows.reshape(-1, *shape), groups))
+    return Affines(
+        torch.cat([piece.inputs for piece in pieces]),
+        {i: torch.cat([piece.neurons[i] for piece in pieces]) for i in pieces[0].neurons},
+        torch.cat([piece.constant for piece in pieces]),
+    )

@@ -23,6 +23,7 @@ from certify.rules.jumps import Jumps
 from certify.settle_folded import REFUTED, settle_folded
 from certify.shared_maxima import with_shared_maxima
 from certify.slopes import climbed
+from certify.threads import fitting_threads
 from certify.turns import Search, branch, take_turns
 from models.errors import NotApplicable
 from models.randomness import Randomness
@@ -80,6 +81,11 @@ def settle_case(case: Case, randomness: Randomness) -> str:
     helps; along curves first) -> branch -> refutation (clause by clause, every neuron bounded again in each
     branch, with a mixed-integer program that looks for witnesses) -> branch.
     """
+    with fitting_threads(case.graph, case.x):
+        return _settled(case, randomness)
+
+
+def _settled(case: Case, randomness: Randomness) -> str:
     if _descended(case, randomness, steps=BRIEF, starts=1):
         return "descent"
     with torch.no_grad():

@@ -9,8 +9,8 @@ import torch
 from scipy.optimize import linprog
 from torch import nn
 
+from certify import entry_bounds, folding, settle_folded, turns
 from certify import settle as steps
-from certify import settle_folded, turns
 from certify.case import Case
 from certify.exact import Exact, settle
 from certify.property import Clause, Property, robustness
@@ -379,3 +379,59 @@ def test_the_time_limit_is_kept_by_every_step(norm, monkeypatch):
     for clause in prop.clauses:
         clause.offsets.add_(60.0)
     assert settle(judged.network, prop, seconds=3).seconds < 6
+
+
+@pytest.mark.parametrize(("width", "expected"), [(20, 1), (600, 2)])
+def test_a_small_network_is_searched_by_one_thread_and_the_callers_number_returns(
+    width, expected, monkeypatch
+):
+    before, seen = torch.get_num_threads(), []
+    inner = steps._settled
+    monkeypatch.setattr(steps, "_settled", lambda *args: seen.append(torch.get_num_threads()) or inner(*args))
+    network = small_network(2, width, 3, seed=0)
+    low, high = a_rectangle(0)
+    try:
+        torch.set_num_threads(2)
+        settle(network, robustness(low, low + 1e-3 * (high - low), 0, 3), seconds=5)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [expected]
+
+
+def test_a_network_that_takes_too_long_to_fold_is_settled_on_its_ranges(monkeypatch):
+    """The time for folding is over after the first rows: the ranges answer the same."""
+    network = small_network(2, 24, 24, 3, seed=3)
+    low, high = a_rectangle(3)
+    rows = torch.randn(1, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    least = least_excess(network, low.tolist(), high.tolist(), Clause(rows, torch.zeros(1)))
+    clause = Clause(rows, torch.tensor([1e-3 - least], dtype=torch.float64))
+    asked = []
+    ranged = steps._on_ranges
+    monkeypatch.setattr(steps, "FEW_INPUTS", 0)
+    monkeypatch.setattr(steps, "FOLDING", 0.0)
+    monkeypatch.setattr(folding, "ROWS", 1)
+    monkeypatch.setattr(steps, "_on_ranges", lambda *args: asked.append(1) or ranged(*args))
+    verdict = settle(network, Property(low, high, (clause,)), seconds=20)
+    assert (verdict.status, asked) == ("certified", [1])
+
+
+def test_too_many_undecided_neurons_are_not_folded_at_all(monkeypatch):
+    network = small_network(2, 24, 24, 3, seed=3)
+    low, high = a_rectangle(3)
+    monkeypatch.setattr(steps, "FEW_INPUTS", 0)
+    monkeypatch.setattr(steps, "NEURONS", 0)
+    monkeypatch.setattr(steps, "folded_network", lambda *args, **settings: pytest.fail("folded in vain"))
+    rows = torch.eye(3, dtype=torch.float64)[:1]
+    least = least_excess(network, low.tolist(), high.tolist(), Clause(rows, torch.zeros(1)))
+    clause = Clause(rows, torch.tensor([1e-3 - least], dtype=torch.float64))
+    assert settle(network, Property(low, high, (clause,)), seconds=20).status == "certified"
+
+
+def test_what_intervals_prove_is_settled_before_any_neuron_is_bounded(monkeypatch):
+    network = small_network(2, 8, 3, seed=0)
+    low, high = a_rectangle(0)
+    monkeypatch.setattr(entry_bounds, "bound_entries", lambda *args: pytest.fail("bounded in vain"))
+    far = Clause(torch.eye(3, dtype=torch.float64)[:1], torch.tensor([1e3], dtype=torch.float64))
+    verdict = settle(network, Property(low, high, (far,)), seconds=20)
+    assert (verdict.status, verdict.settled_by) == ("certified", "crown-ibp")

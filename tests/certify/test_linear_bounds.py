@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import linprog
 from torch import nn
 
+from certify import entry_bounds
 from certify.alpha_crown import AlphaCrown
 from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.base import CERTIFIERS
@@ -24,6 +25,7 @@ from models.base import Batch, Classifier
 from models.randomness import Randomness
 from models.threat import Box, ThreatModel
 from tests.certify.builders import FAMILIES, batch, margins_of, mlp, model, smallest_margins
+from tests.certify.planes import small_network
 
 BOUNDS = [IntervalBounds(), Polytope(), Crown(), CrownIBP(), LinearProgram(only_open=False), AlphaCrown()]
 NAMES = [bound.name for bound in BOUNDS]
@@ -321,3 +323,25 @@ def test_a_deadline_halfway_through_a_layer_keeps_what_is_proved(kind, monkeypat
     assert not bool(done.all())
     assert not bool((found > linear + 1e-9)[linear > interval].any())
     assert next(clock) < 2 * looks
+
+
+def test_neurons_that_one_set_of_slopes_decides_are_not_bounded_by_the_next(monkeypatch):
+    asked = []
+    inner = entry_bounds.bound_entries
+
+    def counted(relaxation, node, wanted, *rest):
+        asked.append(int(wanted.sum()))
+        return inner(relaxation, node, wanted, *rest)
+
+    monkeypatch.setattr(entry_bounds, "bound_entries", counted)
+    graph = trace(small_network(4, 30, 30, 30, 3, seed=0).double())
+    x = torch.rand(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        both = relax(graph, x, ThreatModel("linf", 0.1), parallel_slope, adaptive_slope)
+        counts = asked.copy()
+        single = relax(graph, x, ThreatModel("linf", 0.1), parallel_slope)
+    pairs = list(zip(counts[::2], counts[1::2], strict=True))
+    assert any(second < first for first, second in pairs)
+    for first, second in zip(both.bounds.values(), single.bounds.values(), strict=True):
+        assert bool((first.lower >= second.lower - 1e-12).all())
+        assert bool((first.upper <= second.upper + 1e-12).all())
