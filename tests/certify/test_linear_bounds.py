@@ -338,10 +338,10 @@ def test_neurons_that_one_set_of_slopes_decides_are_not_bounded_by_the_next(monk
     x = torch.rand(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
         both = relax(graph, x, ThreatModel("linf", 0.1), parallel_slope, adaptive_slope)
-        counts = asked.copy()
-        single = relax(graph, x, ThreatModel("linf", 0.1), parallel_slope)
-    pairs = list(zip(counts[::2], counts[1::2], strict=True))
+    pairs = list(zip(asked[::2], asked[1::2], strict=True))
     assert any(second < first for first, second in pairs)
-    for first, second in zip(both.bounds.values(), single.bounds.values(), strict=True):
-        assert bool((first.lower >= second.lower - 1e-12).all())
-        assert bool((first.upper <= second.upper + 1e-12).all())
+    points = x + 0.2 * torch.rand(500, 4, 4, generator=torch.Generator().manual_seed(1), dtype=x.dtype) - 0.1
+    for point in points.clamp(0, 1):
+        values = graph.values(point)
+        for node, bounds in both.bounds.items():
+            assert bool(((values[node] >= bounds.lower - 1e-9) & (values[node] <= bounds.upper + 1e-9)).all())
