@@ -38,7 +38,8 @@ import certify.rules.sigmoidal
 import certify.rules.softmax
 import certify.rules.turning
 import certify.rules.upsampling
-import certify.rules.vector_norm  # noqa: F401
+import certify.rules.vector_norm
+import certify.rules.volumes  # noqa: F401
 from certify.constants import constant_of
 from certify.encoders import COMPOSED
 from certify.endings import without_log_softmax

@@ -99,7 +99,7 @@ class BatchNorm(ScaleShift):
 
     def parts(self, values: Tensor) -> tuple[Tensor, Tensor]:
         module = self.module
-        assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+        assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
         if module.training:
             raise UserError(f"{self.name}: batch normalisation in train mode mixes samples: call eval()")
         if module.running_mean is None or module.running_var is None:
@@ -123,7 +123,7 @@ def linear(call: Call) -> Step:
     return Linear(weight, bias), (call.value(given["input"]),)
 
 
-@rule(nn.BatchNorm2d, nn.BatchNorm1d)
+@rule(nn.BatchNorm3d, nn.BatchNorm2d, nn.BatchNorm1d)
 def batch_norm(call: Call) -> Step:
     """Batch normalisation; train mode is refused when a bound is asked for."""
     return BatchNorm(name=call.name, module=call.module), (call.value(call.bind("input")["input"]),)

@@ -22,6 +22,8 @@ SIGMOIDAL: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor
     "tanh": (torch.tanh, lambda z: 1 - torch.tanh(z).square()),
     "erf": (torch.erf, lambda z: 2 / math.pi**0.5 * torch.exp(-z.square())),
     "softsign": (F.softsign, lambda z: 1 / (1 + z.abs()).square()),
+    "atan": (torch.atan, lambda z: 1 / (1 + z.square())),
+    "asinh": (torch.asinh, lambda z: torch.rsqrt(1 + z.square())),
 }
 HALVINGS = 12
 
@@ -131,3 +133,15 @@ def erf(call: Call) -> Step:
 def softsign(call: Call) -> Step:
     """z / (1 + |z|)."""
     return Sigmoidal("softsign"), _input(call)
+
+
+@rule(torch.atan, torch.arctan, "atan", "arctan")
+def arc_tangent(call: Call) -> Step:
+    """The angle whose tangent is z."""
+    return Sigmoidal("atan"), _input(call)
+
+
+@rule(torch.asinh, torch.arcsinh, "asinh", "arcsinh")
+def area_sine(call: Call) -> Step:
+    """log(z + sqrt(1 + z^2)), which grows on either side without end, ever more slowly."""
+    return Sigmoidal("asinh"), _input(call)

@@ -45,6 +45,8 @@ UNARY: dict[str, Callable[..., Tensor]] = {
     "Log": torch.log,
     "Sqrt": torch.sqrt,
     "Erf": torch.erf,
+    "Atan": torch.atan,
+    "Asinh": torch.asinh,
     "Sin": torch.sin,
     "Cos": torch.cos,
     "Floor": torch.floor,

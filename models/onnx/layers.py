@@ -142,10 +142,10 @@ def _weights(conversion: Conversion, layer: nn.Module) -> nn.Module:
 
 @operator("Conv")
 def convolution(conversion: Conversion) -> Known:
-    """Convolutions over one or two axes."""
+    """Convolutions over one to three axes."""
     shape = conversion.fixed(1).shape
     axes = len(shape) - 2
-    if axes not in (1, 2):
+    if axes not in (1, 2, 3):
         conversion.refuse(f"over {axes} axes is not understood")
     value = conversion.with_samples(conversion.symbol(), axes + 2)
     kernel = list(shape[2:])
@@ -153,7 +153,7 @@ def convolution(conversion: Conversion) -> Known:
     if before != after:
         value, before = padded(conversion, value, before, after), [0] * axes
     groups = int(conversion.attribute("group", 1))
-    kind: Any = {1: nn.Conv1d, 2: nn.Conv2d}[axes]
+    kind: Any = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[axes]
     layer = nn.utils.skip_init(
         kind, shape[1] * groups, shape[0], kernel, stride, before, dilation, groups,
         bias=conversion.input(2) is not None,
@@ -216,7 +216,7 @@ def batch_normalization(conversion: Conversion) -> Known:
     value = conversion.symbol()
     value = conversion.with_samples(value, len(value.shape))
     scale, shift, mean, variance = (conversion.tensor(conversion.fixed(place)) for place in range(1, 5))
-    kind = nn.BatchNorm2d if len(value.shape) == 4 else nn.BatchNorm1d
+    kind = {4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(len(value.shape), nn.BatchNorm1d)
     layer = kind(len(scale), eps=float(conversion.attribute("epsilon", 1e-5))).to(conversion.dtype)
     layer.load_state_dict(
         {"weight": scale, "bias": shift, "running_mean": mean, "running_var": variance}, strict=False

@@ -62,6 +62,9 @@ AFFINE = {
     "average over one": (lambda: nn.AdaptiveAvgPool1d(1), (3, 9)),
     "average pool by a function": (lambda: Forward(lambda x: F.avg_pool1d(x, 2, 1)), (3, 5)),
     "batch norm over one": (lambda: nn.BatchNorm1d(3, eps=0.7).eval(), (3, 4)),
+    "over volumes": (lambda: nn.Conv3d(2, 3, (2, 3, 1), (1, 2, 1), (1, 0, 2)), (2, 3, 5, 2)),
+    "volumes in groups": (lambda: nn.Conv3d(2, 4, 2, 2, 1, dilation=(1, 2, 1), groups=2), (2, 4, 5, 3)),
+    "batch norm over volumes": (lambda: nn.BatchNorm3d(2, eps=0.7).eval(), (2, 2, 3, 2)),
     "linear": (lambda: nn.Linear(5, 4), (5,)),
     "linear over planes": (lambda: nn.Linear(6, 4, bias=False), PLANES),
     "convolution": (lambda: nn.Conv2d(2, 3, (2, 3), stride=(2, 1), padding=(1, 2)), PLANES),
@@ -124,6 +127,8 @@ CURVES = {
     "elu": Convex("elu"),
     "erf": Sigmoidal("erf"),
     "softsign": Sigmoidal("softsign"),
+    "atan": Sigmoidal("atan"),
+    "asinh": Sigmoidal("asinh"),
     "sigmoid": Sigmoidal("sigmoid"),
     "tanh": Sigmoidal("tanh"),
     "sharp softplus": Softplus(beta=4.0, threshold=1.5),
@@ -231,6 +236,12 @@ CALLS = {
     "square": lambda x: torch.square(x) + x**2 + torch.pow(x, 2.0) + x.pow(2),
     "error function": torch.erf,
     "softsign": F.softsign,
+    "atan": torch.atan,
+    "arctan": lambda x: x.arctan(),
+    "asinh": torch.asinh,
+    "a volume by a function": lambda x: F.conv3d(
+        x.unflatten(1, (1, 1, 1, -1)), torch.ones(1, 1, 1, 1, 1).double()
+    ),
     "elu": F.elu,
     "a parameter's transpose": lambda x: x @ torch.eye(2, dtype=torch.float64).T.t(),
 }

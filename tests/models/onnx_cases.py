@@ -328,6 +328,8 @@ CASES: dict[str, tuple[File, int, str | None]] = {
     "softplus cut early": (guarded_softplus(0.5), 13, BOUNDED),
     "mean of values": (averaged(), 13, BOUNDED),
     "slopes per channel": (one("PRelu", [[[0.3]], [[-0.2]]]), 13, BOUNDED),
+    "atan": (one("Atan"), 13, BOUNDED),
+    "asinh": (one("Asinh"), 13, BOUNDED),
     "selu": (one("Selu"), 13, BOUNDED),
     "celu": (one("Celu", alpha=0.6), 13, BOUNDED),
     "elu": (one("Elu", alpha=1.4), 13, BOUNDED),

@@ -43,6 +43,21 @@ def _graph(*nodes: object, inputs: tuple[str, ...] = (), outputs: tuple[str, ...
     return helper.make_graph(list(nodes), "inner", *ends)
 
 
+def volumes() -> File:
+    """Two convolutions over volumes, unevenly padded and strided, one normalised, with ReLUs."""
+    file = File(1, 2, 3, 4, 5)
+    file.add(
+        "Conv", "x", file.weights(3, 2, 2, 3, 1), file.weights(3), strides=[1, 2, 1], pads=[1, 0, 2, 0, 1, 2]
+    )
+    file.add("BatchNormalization", file.last, *(file.constant([0.5, 1.0, 2.0]) for _ in range(4)))
+    file.add("Relu")
+    file.add("Conv", file.last, file.weights(6, 1, 2, 2, 2), group=3, dilations=[1, 1, 2])
+    file.add("Relu")
+    file.add("Flatten")
+    file.add("Gemm", file.last, file.weights(84, 3))
+    return file
+
+
 def branching(condition: bool | None) -> File:
     """-x or x + 1, by a constant or by the input, and the ReLU of it."""
     file = File(*LINE)
@@ -161,6 +176,7 @@ CASES: dict[str, tuple[File, int, str | None]] = {
     "recurrent gates before": (layer("GRU", "forward", 0, False, linear_before_reset=1), 14, BOUNDED),
     "long memory": (layer("LSTM", "forward", 2), 14, BOUNDED),
     "long memory both ways": (layer("LSTM", "bidirectional", 1, False), 14, BOUNDED),
+    "volumes": (volumes(), 13, BOUNDED),
     "a branch": (branching(True), 13, BOUNDED),
     "the other branch": (branching(False), 13, BOUNDED),
     "a loop": (looping(), 13, BOUNDED),
