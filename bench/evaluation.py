@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -55,7 +56,11 @@ class Evaluation:
         return self.attacked - self.certified
 
     def summary(self) -> pd.DataFrame:
-        """One row: clean, certified and attacked with their Wilson 95 % intervals, and the gap."""
+        """One row: clean, certified and attacked with their Wilson 95 % intervals, and the gap.
+
+        To so many digits that one sample shows.
+        """
+        digits = max(1, math.ceil(math.log10(max(1, self.n))) - 2)
         row: dict[str, object] = {
             "model": self.name,
             "threat": described(self.norm, self.eps),
@@ -64,8 +69,9 @@ class Evaluation:
         for column in ("clean", "certified", "attacked"):
             value = getattr(self, column)
             low, high = wilson(round(value * self.n), self.n)
-            row[column] = f"{100 * value:.1f} % [{100 * low:.0f}, {100 * high:.0f}]"
-        row["gap"] = f"{100 * self.gap:.1f} %"
+            ends = ", ".join(f"{100 * end:.{digits - 1}f}" for end in (low, high))
+            row[column] = f"{100 * value:.{digits}f} % [{ends}]"
+        row["gap"] = f"{100 * self.gap:.{digits}f} %"
         return pd.DataFrame([row])
 
     def __str__(self) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bench import evaluate
+from bench.evaluation import Evaluation
 from certify.base import CERTIFIERS, Certifier
 from models.base import Batch, Classifier
 from models.errors import UserError
@@ -178,3 +180,19 @@ def test_an_eps_that_was_meant_for_another_box_is_said() -> None:
     for eps, scale in ((8, 255.0), ("8/255", 1.0), (0, 255.0)):
         fine = evaluate(network, scale * images, labels, eps=eps, box=(0, scale), **judges)
         assert not [flag for flag in fine.flags if flag.startswith("units")]
+
+
+@pytest.mark.parametrize(
+    ("n", "certified", "gap"),
+    [
+        (10_000, "93.01 % [92.5, 93.5]", "0.11 %"),
+        (1000, "93.0 % [91, 94]", "0.1 %"),
+        (40, "92.5 % [80, 97]", "0.0 %"),
+    ],
+)
+def test_the_numbers_have_so_many_digits_that_one_sample_shows(n: int, certified: str, gap: str) -> None:
+    proved = round(0.9301 * n)
+    left = round(0.9312 * n)
+    result = Evaluation("net", "linf", 0.3, n, 0.98, proved / n, left / n, pd.DataFrame(), ())
+    (row,) = result.summary().to_dict("records")
+    assert (row["certified"], row["gap"]) == (certified, gap)
