@@ -23,6 +23,7 @@ class InputBounds:
         self.names = names
         self.lower = torch.full((len(names),), -torch.inf, dtype=torch.float64)
         self.upper = torch.full((len(names),), torch.inf, dtype=torch.float64)
+        self._sealed: bytes | None = None
 
     def copy(self) -> InputBounds:
         other = InputBounds(self.names)
@@ -31,6 +32,7 @@ class InputBounds:
 
     def cut(self, constraints: Iterable[Linear]) -> None:
         """Applies the constraints on inputs, each a x + c <= 0 with one input x."""
+        self._sealed = None
         below, above = self.lower.numpy(), self.upper.numpy()
         for constraint in constraints:
             if not constraint.bounds_an_input():
@@ -48,6 +50,7 @@ class InputBounds:
 
         Such bounds are rounded outwards: they take no input away.
         """
+        self._sealed = None
         sums = [
             one for one in constraints if len(one.factors) > 1 and len(one.names("X")) == len(one.factors)
         ]
@@ -73,8 +76,17 @@ class InputBounds:
             else:
                 below[place] = max(below[place], math.nextafter(edge, -math.inf))
 
-    def checked(self) -> None:
-        """Raises UserError where an input has no bound, or its bounds cross."""
+    def sealed(self) -> bytes:
+        """What these bounds are, as a key; raises UserError where an input has none, or its bounds cross.
+
+        Told once until they change: files may have a thousand clauses over the same many inputs.
+        """
+        if self._sealed is None:
+            self._check()
+            self._sealed = self.lower.numpy().tobytes() + self.upper.numpy().tobytes()
+        return self._sealed
+
+    def _check(self) -> None:
         for side, ends, sign in (("lower", self.lower, ">="), ("upper", self.upper, "<=")):
             open_ = (~torch.isfinite(ends)).nonzero().flatten()
             if len(open_):

@@ -216,15 +216,14 @@ def _properties(
         if any(constraint.bounds_an_input() for constraint in constraints):
             box = base.copy()
             box.cut(constraints)
-        if box is not base and box.empty():
-            continue
-        box.checked()
+            if box.empty():
+                continue
+        key = box.sealed()
         unsafe = common + [constraint for constraint in constraints if not constraint.bounds_an_input()]
         varying = [constraint for constraint in unsafe if constraint.factors]
         if any(constraint.is_false() for constraint in unsafe):
             continue
         if not any(constraint.asks_of_outputs() for constraint in varying):
             raise UserError("nothing is asserted of the outputs: every input would be unsafe")
-        key = box.lower.numpy().tobytes() + box.upper.numpy().tobytes()
         found.setdefault(key, (box, []))[1].append(terms.clause(varying))
     return tuple(Property(box.lower, box.upper, tuple(clauses)) for box, clauses in found.values())

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from certify.input_bounds import InputBounds
 from certify.property import robustness
 from certify.vnnlib import parse_vnnlib, read_vnnlib
 from certify.vnnlib_text import format_vnnlib
@@ -274,3 +275,12 @@ def test_files_plain_gzipped_absent_and_damaged(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=name) as mistake:
             read_vnnlib(tmp_path / name)
         assert "\n" not in str(mistake.value)
+
+
+def test_the_same_bounds_are_looked_through_once_however_many_clauses_there_are(monkeypatch) -> None:
+    looked = []
+    inner = InputBounds._check
+    monkeypatch.setattr(InputBounds, "_check", lambda self: looked.append(1) or inner(self))
+    cases = [f"(and (<= Y_0 {j}))" for j in range(50)] + ["(and (<= X_0 0.5) (<= Y_0 Y_1))"]
+    first, second = parse_vnnlib(DECLARED + BOX + f"(assert (or {' '.join(cases)}))").properties
+    assert (len(first.clauses), len(second.clauses), len(looked)) == (50, 1, 2)
