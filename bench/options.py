@@ -46,7 +46,9 @@ Norm = Annotated[
         "corruption, patch, mask."
     ),
 ]
-Proof = Annotated[Path | None, typer.Option(help="Write a proof file per certified image into this folder.")]
+Proof = Annotated[
+    Path | None, typer.Option(help="Write a proof file per certified image here, a witness per broken one.")
+]
 Seconds = Annotated[
     float | None, typer.Option(help="Stop the judges after this time; the rest is not judged.")
 ]

@@ -229,10 +229,10 @@ def verify_proof(
         Path | None, typer.Option(help="The weights (.safetensors) that the proof must speak of.")
     ] = None,
 ) -> None:
-    """Check a proof file in outward rounded arithmetic, without the code that found it.
+    """Check a proof or witness file in outward rounded arithmetic, without the code that found it.
 
-    Prints `proved` and every class' margin, or `REFUTED: why`. Exit code: 0 proved, 1 refuted, 2 no
-    such file.
+    Prints `proved` and every class' margin, `broken` and the class that wins, or `REFUTED: why`. Exit code:
+    0 proved or broken, as the file claims, 1 refuted, 2 no such file.
     """
     finish("verify_proof", file, weights)
 

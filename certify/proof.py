@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from certify.backward import adaptive_slope, margins, parallel_slope, relax
 from certify.base import TOLERANCE, proves
+from certify.chain import Chain, array, chain, described, weights
 from certify.graph import Graph
 from certify.ibp import interval_margins, margin_rows
 from certify.leaves import Leaves, searched_leaves
@@ -71,37 +72,14 @@ def write_proof(
     if threat.norm != "linf" or threat.eps is None:
         raise NotApplicable(f"proof files speak of linf and an eps, not of '{threat.norm}'")
     check_inputs(sample, model)
-    chain = _chain(model.network)
+    layers = [one for one in chain(model.network) if not isinstance(one[1], nn.Flatten)]
     with frozen(model):
         graph, x = prepare(model, sample.x)
         found = _prove(graph, x, sample.y, threat, methods, seconds)
     if found is None:
         return None
-    write_atomically(path, _content(found, graph, chain, model, sample, threat))
+    write_atomically(path, _content(found, graph, layers, model, sample, threat))
     return found.method
-
-
-def _chain(network: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
-    """The layers in order, each with the prefix of its weights' names."""
-    if type(network) is nn.Sequential:
-        parts = network.named_children()
-        return [layer for name, part in parts for layer in _chain(part, f"{prefix}{name}.")]
-    if isinstance(network, nn.Dropout | nn.Identity):
-        return []
-    flat = type(network) is nn.Flatten and (network.start_dim, network.end_dim) == (1, -1)
-    plain = (
-        type(network) is nn.Conv2d
-        and network.groups == 1
-        and network.padding_mode == "zeros"
-        and not isinstance(network.padding, str)
-    )
-    if not (flat or plain or type(network) in (nn.Linear, nn.ReLU)):
-        place = f"layer '{prefix.rstrip('.')}'" if prefix else "the network"
-        raise NotApplicable(
-            f"{place} ({type(network).__name__}) has no proof files: they speak of "
-            "chains of Linear, Conv2d (zero padding, one group), Flatten and ReLU"
-        )
-    return [] if flat else [(prefix, network)]
 
 
 def _prove(
@@ -164,22 +142,20 @@ def climbed_slopes(relaxation: Relaxation, y: Tensor, classes: int) -> tuple[dic
 
 
 def _content(
-    found: _Found, graph: Graph, chain: list[tuple[str, nn.Module]], model: Classifier, sample: Batch,
+    found: _Found, graph: Graph, layers: Chain, model: Classifier, sample: Batch,
     threat: ThreatModel,
 ) -> bytes:  # fmt: skip
     """The file: its tensors by name, and everything else as strings."""
     relus = [i for i, node in enumerate(graph.nodes) if isinstance(node.operation, ReLU)]
-    places = [place for place, (_, layer) in enumerate(chain) if isinstance(layer, nn.ReLU)]
-    weights = {
-        f"{prefix}{name}": _array(part) for prefix, layer in chain for name, part in layer.named_parameters()
-    }
-    tensors = {f"weights.{name}": part for name, part in weights.items()}
-    tensors["x"] = _array(sample.x[0])
+    places = [place for place, (_, layer) in enumerate(layers) if isinstance(layer, nn.ReLU)]
+    own = weights(layers)
+    tensors = {f"weights.{name}": part for name, part in own.items()}
+    tensors["x"] = array(sample.x[0])
     leaves = found.leaves
-    tensors["class"] = np.zeros(0, dtype=np.int64) if leaves is None else _array(leaves.classes)
+    tensors["class"] = np.zeros(0, dtype=np.int64) if leaves is None else array(leaves.classes)
     for place, node in zip(places, relus, strict=True):
         bounds = found.relaxation.bounds[graph.nodes[node].inputs[0]]
-        low, high = (_array(end.flatten()) for end in (bounds.lower, bounds.upper))
+        low, high = (array(end.flatten()) for end in (bounds.lower, bounds.upper))
         tensors[f"lower.{place}"], tensors[f"upper.{place}"] = low, high
         slopes = {
             "parallel": np.clip(high / np.where(high > low, high - low, 1.0), 0, 1),
@@ -187,8 +163,8 @@ def _content(
         }
         tensors |= {f"slopes.{name}.{place}": slopes[name] for name in found.passes}
         none = np.zeros((0, len(low)), dtype=np.float32)
-        tensors[f"slopes.leaf.{place}"] = none if leaves is None else _array(leaves.slopes[node])
-        tensors[f"phase.{place}"] = none if leaves is None else _array(leaves.phases[node])
+        tensors[f"slopes.leaf.{place}"] = none if leaves is None else array(leaves.slopes[node])
+        tensors[f"phase.{place}"] = none if leaves is None else array(leaves.phases[node])
     notes = {
         "format": FORMAT,
         "method": found.method,
@@ -198,19 +174,8 @@ def _content(
         "eps": repr(float(threat.radius)),
         "box": json.dumps([threat.box.lower, threat.box.upper]),
         "label": str(int(sample.y[0])),
-        "layers": json.dumps([_described(prefix, layer) for prefix, layer in chain]),
+        "layers": json.dumps([described(*one) for one in layers]),
         "passes": json.dumps(found.passes),
-        "weights_sha256": hashlib.sha256(save(weights)).hexdigest(),
+        "weights_sha256": hashlib.sha256(save(own)).hexdigest(),
     }
     return save(tensors, notes)
-
-
-def _array(part: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(part.detach().cpu().numpy())
-
-
-def _described(prefix: str, layer: nn.Module) -> dict[str, object]:
-    if isinstance(layer, nn.Conv2d):
-        geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-        return {"kind": "conv", "name": prefix, **geometry}
-    return {"kind": "relu"} if isinstance(layer, nn.ReLU) else {"kind": "linear", "name": prefix}

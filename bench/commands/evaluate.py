@@ -10,6 +10,7 @@ import torch
 from bench.evaluation import bracket, read_threat, suspicions
 from bench.judges import Judges
 from bench.proofs import write_proofs
+from bench.witnesses import write_witnesses
 from bench.work import pick_device
 from defenses.zoo import ModelName, load
 from models.atomic import check_writable
@@ -47,7 +48,8 @@ def execute(
 ) -> int:
     """Prints the clean accuracy as soon as it is known, then the bracket; returns the exit code.
 
-    `proof` is a folder for the proof files of the certified samples; `seconds` is the judges' time.
+    `proof` is a folder for the proof files of the certified samples and the witness files of the broken ones;
+    `seconds` is the judges' time.
     """
     check_limit(limit)
     threat, judges = read_threat(norm, eps), Judges.named(attacks or None, certificates or None, norm)
@@ -68,6 +70,7 @@ def execute(
     print(result)
     if proof is not None:
         write_proofs(proof, classifier, batch, result)
+        write_witnesses(proof, classifier, batch, result, judges, seed)
     return 0
 
 

@@ -1,10 +1,12 @@
-"""`verify-proof`: whether a proof file holds, said by a checker that knows nothing of the suite."""
+"""`verify-proof`: whether a proof or witness file holds, said by checkers that know nothing of the suite."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from bench.proof_checker import check
+from safetensors import SafetensorError, safe_open
+
+from bench import proof_checker, witness_checker
 from models.errors import UserError
 
 
@@ -13,6 +15,16 @@ def execute(file: Path, weights: Path | None) -> int:
     for path in (file, *([weights] if weights is not None else [])):
         if not path.is_file():
             raise UserError(f"there is no file {path}")
-    proved, text = check(file, weights)
+    checker = witness_checker if _format(file) == witness_checker.FORMAT else proof_checker
+    holds, text = checker.check(file, weights)
     print(text)
-    return 0 if proved else 1
+    return 0 if holds else 1
+
+
+def _format(file: Path) -> str:
+    """What the file says that it is, "" where it cannot be read: then it is no proof either."""
+    try:
+        with safe_open(file, "np") as opened:
+            return str((opened.metadata() or {}).get("format", ""))
+    except (OSError, SafetensorError):
+        return ""
