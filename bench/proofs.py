@@ -11,8 +11,7 @@ import torch
 from bench.evaluation import Evaluation
 from bench.report.grid import slug
 from bench.store import Store
-from bench.weights import is_own
-from bench.work import Settings, dataset, own_model, zoo_member
+from bench.work import Settings, dataset, judged_model
 from certify.proof import write_proof
 from models.base import Batch, Classifier
 from models.errors import NotApplicable
@@ -38,7 +37,7 @@ def write_run_proofs(folder: Path, cell_ids: Sequence[str], store: Store, settin
             found.update(rows.loc[rows["certified"].astype(bool), "index"].tolist())
     for (data, name, eps), indices in certified.items():
         images = dataset(data, settings.data_root, settings.download)
-        model = own_model(name, data, settings).classifier if is_own(name) else zoo_member(name, settings)
+        model = judged_model(name, data, settings)
         place = folder / f"{slug(name)}-linf-{eps:g}"
         batch = images.batch(torch.tensor(sorted(indices), dtype=torch.int64)).to(settings.device)
         _write(place, model, batch, ThreatModel("linf", eps, images.box))

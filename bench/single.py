@@ -224,7 +224,7 @@ def detect(
 
 
 def verify_proof(
-    file: Annotated[Path, typer.Argument(help="A file that evaluate --proof wrote.")],
+    file: Annotated[Path, typer.Argument(help="A file that evaluate or run --proof wrote.")],
     weights: Annotated[
         Path | None, typer.Option(help="The weights (.safetensors) that the proof must speak of.")
     ] = None,

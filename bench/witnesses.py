@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,17 @@ from torch import Tensor
 from attacks.base import Attack
 from bench.evaluation import Evaluation
 from bench.judges import Judges
+from bench.outcomes import broken_at
+from bench.record import Record
+from bench.report.grid import slug
+from bench.store import Store
 from bench.witness_checker import FORMAT, witnessed
-from certify.base import Certifier
+from bench.work import Settings, build_attack, dataset, judged_model, set_aside
+from certify.base import CERTIFIERS, Certifier
 from certify.chain import array, chain, described, weights
 from models.atomic import write_atomically
 from models.base import Batch, Classifier, frozen
+from models.data import Dataset
 from models.errors import NotApplicable
 from models.randomness import Randomness
 from models.threat import ThreatModel
@@ -108,6 +114,59 @@ def _broken(
         yield str(name), batch[places], found_again(known[str(name)], model, part, threat, Randomness(seed))
     wrong = misclassified(model, batch[: result.n])
     yield CLEAN, wrong, wrong.x
+
+
+def write_run_witnesses(folder: Path, cell_ids: Sequence[str], store: Store, settings: Settings) -> None:
+    """The same, under folder/MODEL-NORM-EPS, for every model, norm and eps of a run's judges.
+
+    A counterexample that was found at any radius counts where it is near enough, as in the leaderboards.
+    """
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for record in store.many(cell_ids):
+        cell = record.cell
+        if record.header.status == "done" and cell.threat.norm in NORMS:
+            groups.setdefault((cell.data, cell.defended, cell.threat.norm), []).append(record)
+    for (data, name, norm), records in groups.items():
+        images = dataset(data, settings.data_root, settings.download)
+        model = judged_model(name, data, settings)
+        records.sort(key=lambda record: record.header.wall_seconds)
+        found = {record.cell.threat.eps for record in records}
+        for eps in sorted(eps for eps in found if eps is not None):
+            place = folder / f"{slug(name)}-{norm}-{eps:g}"
+            threat = ThreatModel(norm, eps, images.box)
+            _write(place, model, _run_broken(model, records, images, threat, settings), threat)
+
+
+def _run_broken(
+    model: Classifier, records: list[Record], images: Dataset, threat: ThreatModel, settings: Settings
+) -> Iterator[tuple[str, Batch, Tensor]]:
+    """The samples that records show broken within a threat, each by the first of them, and once more."""
+    taken: set[int] = set()
+    wrong: set[int] = set()
+    for record in records:
+        cell, rows = record.cell, record.outcomes
+        wrong.update(rows.loc[~rows["clean"].astype(bool), "index"].tolist())
+        found = set(rows.loc[broken_at(rows, threat.radius), "index"].tolist()) - taken - wrong
+        if not found:
+            continue
+        taken |= found
+        batch = _named(images, found, settings)
+        searched = threat_named(cell.threat.norm, cell.threat.eps, images.box)
+        judge: Attack | Certifier
+        if cell.judge.kind == "certificate":
+            judge, aside = CERTIFIERS[cell.judge.name](**cell.judge.chosen), None
+        else:
+            judge = build_attack(cell, settings)
+            aside = set_aside(judge, cell, images, settings)
+        points = found_again(judge, model, batch, searched, Randomness(cell.random_seed), aside)
+        yield cell.judge.label, batch, points
+    if wrong:
+        clean = _named(images, wrong, settings)
+        yield CLEAN, clean, clean.x
+
+
+def _named(images: Dataset, places: set[int], settings: Settings) -> Batch:
+    return images.batch(torch.tensor(sorted(places), dtype=torch.int64)).to(settings.device)
 
 
 def misclassified(model: Classifier, batch: Batch) -> Batch:

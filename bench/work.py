@@ -81,6 +81,11 @@ def own_model(name: str, data: str, settings: Settings) -> Opened:
     return Opened(opened.classifier.to(settings.device), opened.notes)
 
 
+def judged_model(name: str, data: str, settings: Settings) -> Classifier:
+    """The zoo's model, or the user's own on a data set, read once per process."""
+    return own_model(name, data, settings).classifier if is_own(name) else zoo_member(name, settings)
+
+
 @lru_cache(maxsize=64)
 def suspicious(model: Classifier, data: str, norm: str, eps: float, settings: Settings) -> dict[str, str]:
     """The model's signs on the data set's first images under a ball of this norm and radius."""
@@ -110,24 +115,13 @@ def run_cell(cell: Cell, settings: Settings) -> Record:
 
 
 def _judge(cell: Cell, data: Dataset, settings: Settings) -> tuple[pd.DataFrame, dict[str, Any]]:
-    model = (
-        own_model(cell.defended, cell.data, settings).classifier
-        if is_own(cell.defended)
-        else zoo_member(cell.defended, settings)
-    )
-    panel = data.panel(None)
-    batch = data.batch(panel[: cell.images]).to(settings.device)
+    model = judged_model(cell.defended, cell.data, settings)
+    batch = data.batch(data.panel(None)[: cell.images]).to(settings.device)
     threat = threat_named(cell.threat.norm, cell.threat.eps, data.box)
     if cell.judge.kind == "certificate":
         return _certify(cell, model, batch, threat, Randomness(cell.random_seed))
     attack = build_attack(cell, settings)
-    aside = None
-    if attack.fitted:
-        if len(panel) < cell.images + ASIDE:
-            raise UserError(
-                f"'{attack.name}' needs {ASIDE} images beside the {cell.images} scored: lower --limit"
-            )
-        aside = data.batch(panel[-ASIDE:]).to(settings.device)
+    aside = set_aside(attack, cell, data, settings)
     frame, more = _attack(cell, attack, model, (batch, aside), threat, settings)
     if cell.threat.norm in BALLS and cell.threat.eps:
         more["signs"] = suspicious(model, cell.data, cell.threat.norm, cell.threat.eps, settings)
@@ -167,6 +161,18 @@ def _attack(
         "shared_backward": result.shared_backward,
         "convergence": convergence(result),
     }
+
+
+def set_aside(attack: Attack, cell: Cell, data: Dataset, settings: Settings) -> Batch | None:
+    """The panel's last images, on which an attack is fitted that asks for some; they are never scored."""
+    if not attack.fitted:
+        return None
+    panel = data.panel(None)
+    if len(panel) < cell.images + ASIDE:
+        raise UserError(
+            f"'{attack.name}' needs {ASIDE} images beside the {cell.images} scored: lower --limit"
+        )
+    return data.batch(panel[-ASIDE:]).to(settings.device)
 
 
 def build_attack(cell: Cell, settings: Settings) -> Attack:

@@ -89,7 +89,7 @@ def execute(request: Request, dry_run: bool) -> int:
         for folder in filter(None, (request.out, request.proof)):
             check_writable(folder)
     store = Store(request.out)
-    # What would run, and proof files, are read off the records themselves.
+    # What would run, and proof and witness files, are read off the records themselves.
     direct = dry_run or request.proof is not None
     kept = None if direct else recall(store, [cell.id for cell in plan.cells])
     if kept is not None:
@@ -107,8 +107,9 @@ def execute(request: Request, dry_run: bool) -> int:
     cells = _remember(plan, name, request, store)
     failed = _explain(plan, store, console)
     if request.proof is not None:
-        proofs = importlib.import_module("bench.proofs")
-        proofs.write_run_proofs(request.proof, cells, store, settings_of(request))
+        asked = (request.proof, cells, store, settings_of(request))
+        importlib.import_module("bench.proofs").write_run_proofs(*asked)
+        importlib.import_module("bench.witnesses").write_run_witnesses(*asked)
     if not any(header is not None and header.status == "done" for header in map(store.header, cells)):
         return failed
     return max(failed, report(store, cells, console))

@@ -7,6 +7,8 @@ from torch import nn
 import bench.cli
 from bench.evaluation import bracket
 from bench.judges import Judges
+from bench.outcomes import gather, verdicts
+from bench.store import Store
 from bench.witnesses import write_witnesses
 from models.base import Batch, Classifier
 from models.checkpoint import SHIPPED
@@ -130,6 +132,30 @@ def test_what_is_no_chain_is_said_so_and_not_attacked_again(capsys, tmp_path, mo
         f"{tmp_path / 'w'}: no witness files: layer '0' (Shifted) has no witness files: they speak of chains "
         "of Linear, Conv2d (zero padding, one group), Flatten and ReLU, max and average pooling\n"
     )
+
+
+def test_a_run_writes_the_files_of_its_broken_images(capsys, tmp_path):
+    matrix, folder = tmp_path / "m.toml", tmp_path / "proofs"
+    # deepfool has no eps of its own: what it finds near enough counts.
+    matrix.write_text(
+        'data = "mnist5k"\nmodels = ["conv-small+mixup"]\nattacks = ["fgsm", "deepfool"]\ncertificates = []\n'
+        'threats = [{ norm = "linf", eps = "0.05" }]\n'
+        "[images]\ncheap = 5\nmedium = 5\nexpensive = 5\nextreme = 5\n",
+        encoding="utf-8",
+    )
+    place, arguments = folder / "conv-small+mixup-linf-0.05", ("--out", tmp_path / "r", "--proof", folder)
+    for _ in range(2):
+        # The second time nothing is run but what broke the images, and the files are written again.
+        code, out, _ = inside(capsys, "run", "--matrix", matrix, *arguments, "--workers", 1)
+        outcomes = gather(Store(tmp_path / "r").many(path.stem for path in (tmp_path / "r").rglob("c1-*")))
+        broken = verdicts(outcomes, "linf", 0.05).query("attacked")["index"].tolist()
+        assert code == 0
+        assert len(broken) > 1
+        assert f"{place}: {len(broken)} witness files (" in out
+        files = [place / f"image-{index}.broken.safetensors" for index in broken]
+        assert sorted(place.iterdir()) == sorted(files)
+        assert [inside(capsys, "verify-proof", path)[0] for path in files] == [0] * len(files)
+        files[0].unlink()
 
 
 def test_a_threat_without_witness_files_is_said_so(capsys, tmp_path):
