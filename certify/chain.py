@@ -18,7 +18,8 @@ def chain(network: nn.Module, pools: bool = False, prefix: str = "") -> Chain:
     Raises NotApplicable, naming it, for any other than Linear, Conv2d, Flatten, ReLU and these.
     """
     if type(network) is nn.Sequential:
-        parts = network.named_children()
+        # Not named_children: it leaves out a module that stands in two places.
+        parts = zip(network._modules, network, strict=True)
         return [layer for name, part in parts for layer in chain(part, pools, f"{prefix}{name}.")]
     if isinstance(network, nn.Dropout | nn.Identity):
         return []

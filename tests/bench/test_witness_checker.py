@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save, save_file
 from torch import nn
+from torch.nn.utils.prune import l1_unstructured
 
 from bench import witness_checker
 from bench.witness_checker import check, margins
@@ -357,7 +358,14 @@ def test_margins_below_rounding_are_decided_in_rational_numbers(tmp_path):
         written(tmp_path / "no", judged, [1.0, 1.0], [1.0, 1.0], 1)
 
 
+def with_one_relu():
+    """One module in two places, which a list of children names once."""
+    relu = nn.ReLU()
+    return nn.Sequential(nn.Flatten(), nn.Linear(72, 8), relu, nn.Linear(8, 8), relu, nn.Linear(8, 3), relu)
+
+
 FAMILIES = {
+    "one-relu": with_one_relu,
     "mlp": lambda: mlp(72, 12, 10, 3),
     "conv": lambda: nn.Sequential(
         nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=(1, 2)), nn.ReLU(),
@@ -410,6 +418,11 @@ def test_witnesses_of_every_family_are_accepted(family, tmp_path):
         assert check(tmp_path / "w")[1].splitlines()[0] == f"broken: class {int(found[i])} wins"
 
 
+def pruned(layer):
+    """A layer whose weights are computed of others whenever it is asked."""
+    return l1_unstructured(layer, "weight", 0.5)
+
+
 @pytest.mark.parametrize(
     ("judged", "norm", "message"),
     [
@@ -418,6 +431,16 @@ def test_witnesses_of_every_family_are_accepted(family, tmp_path):
             lambda: model("leaky"),
             "linf",
             "layer '2' \\(LeakyReLU\\) has no witness files: they speak of chains",
+        ),
+        (
+            lambda: model(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)))),
+            "linf",
+            "layer '0' \\(ParametrizedLinear\\) has no witness files",
+        ),
+        (
+            lambda: model(nn.Sequential(nn.Flatten(), pruned(nn.Linear(72, 3)))),
+            "linf",
+            "layer '1' \\(Linear\\) has no witness files",
         ),
         (lambda: model("residual"), "linf", "the network \\(Residual\\) has no witness files"),
         (lambda: model(nn.Sequential(nn.MaxPool2d(2, ceil_mode=True))), "linf", "layer '0' \\(MaxPool2d\\)"),

@@ -182,6 +182,17 @@ def test_a_chain_from_an_onnx_file_is_proved(tmp_path):
         assert min(proved_margins(path)) > 0
 
 
+def test_a_module_in_two_places_is_two_layers(tmp_path):
+    relu = nn.ReLU()
+    judged = model(
+        nn.Sequential(nn.Flatten(), nn.Linear(72, 8), relu, nn.Linear(8, 8), relu, nn.Linear(8, 3))
+    )
+    data = labels(judged, batch(1))
+    assert write_proof(tmp_path / "p", judged, data, linf(1e-6)) == "ibp"
+    assert min(proved_margins(tmp_path / "p")) > 0
+    assert [layer["kind"] for layer in json.loads(opened(tmp_path / "p")[1]["layers"])].count("relu") == 2
+
+
 def test_what_is_broken_has_no_file(shipped, tmp_path):
     judged, data = shipped
     wrong = Batch(data.x[:1], (data.y[:1] + 1) % 10, data.index[:1])
