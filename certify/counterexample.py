@@ -25,13 +25,14 @@ def search(
     steps: int,
     starts: int,
     deadline: float = torch.inf,
+    briefly: bool = False,
 ) -> Tensor | None:
     """An input (1, ...) of the set whose outputs are unsafe, or None; for one sample in float64.
 
     Each clause is descended on from the centre and from `starts` - 1 random corners, by `steps` shrinking
     steepest steps on its excess; the search ends at the first unsafe point. Of many clauses those nearest to
     unsafe at the starts come first, and those not come to when time.monotonic() passes `deadline` are left
-    out.
+    out; `briefly`, all but the first that go together are.
     """
     corners = randomness.uniform(torch.arange(starts - 1), tuple(inputs.lower.shape)).to(inputs.lower)
     ends = torch.where(corners < 0.5, inputs.lower, inputs.upper)
@@ -47,7 +48,7 @@ def search(
     for first in range(0, len(clauses), together):
         some = clauses[first : first + together]
         found = _descend(graph, inputs, prop, some, x.repeat_interleave(len(some), 0), steps, deadline)
-        if found is not None or time.monotonic() > deadline:
+        if found is not None or briefly or time.monotonic() > deadline:
             return found
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,14 @@ class IntervalPass:
         self._gains = {} if loose else {0: torch.ones_like(x[:1])}
         self._centres = {0: x}
 
+    def run(self, known: Mapping[int, Interval] | None = None) -> IntervalPass:
+        """Bounds every node before the tail, cut by what is `known` of some; returns itself."""
+        for i in range(1, len(self.graph.nodes)):
+            if i not in self.graph.tail:
+                found = self.step(i)
+                self.found[i] = found.intersect(known[i]) if known and i in known else found
+        return self
+
     def step(self, i: int) -> Interval:
         """Bounds node i from its inputs' bounds, and keeps them in `found`."""
         node = self.graph.nodes[i]
@@ -80,26 +89,32 @@ def interval_margins(graph: Graph, x: Tensor, y: Tensor, threat: ThreatModel) ->
     difference of two logits' intervals.
     Source: Gowal et al. 2018, 1810.12715, sections 3.1 and 3.2 (the elided last layer).
     """
-    intervals = IntervalPass(graph, x, threat)
-    for i in range(1, len(graph.nodes)):
-        if i not in graph.tail:
-            intervals.step(i)
+    rows = margin_rows(y, graph.num_classes(x), x.dtype)
+    return interval_rows(IntervalPass(graph, x, threat).run(), x, rows)
+
+
+def interval_rows(intervals: IntervalPass, x: Tensor, rows: Tensor) -> Tensor:
+    """Lower bounds (n, k) on rows (n, k, logits) . logits around x, by `intervals` that were run.
+
+    The rows pass back through the tail to the intervals before it.
+    """
+    graph, threat = intervals.graph, intervals.threat
     shapes = graph.shapes(x)
-    pending = {len(graph.nodes) - 1: margin_rows(y, graph.num_classes(x), x.dtype)}
+    pending = {len(graph.nodes) - 1: rows}
     total: Tensor | float = 0.0
     for i in reversed(range(len(graph.nodes))):
-        rows = pending.pop(i, None)
-        if rows is None:
+        if i not in pending:
             continue
+        here = pending.pop(i)
         operation, inputs = graph.nodes[i].operation, graph.nodes[i].inputs
         if i == 0:
-            total = total + range_over_threat(rows, x, threat).lower
+            total = total + range_over_threat(here, x, threat).lower
         elif i in graph.tail and isinstance(operation, Affine):
-            total = total + operation.constant(rows)
-            for j, part in zip(inputs, operation.transpose(rows, *(shapes[j] for j in inputs)), strict=True):
+            total = total + operation.constant(here)
+            for j, part in zip(inputs, operation.transpose(here, *(shapes[j] for j in inputs)), strict=True):
                 pending[j] = pending[j] + part if j in pending else part
         else:
-            total = total + least_over_interval(rows, intervals.found[i])
+            total = total + least_over_interval(here, intervals.found[i])
     assert isinstance(total, Tensor)
     return total
 

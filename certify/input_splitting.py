@@ -57,11 +57,20 @@ def clause_bounds(relaxation: Relaxation, prop: Property) -> Tensor:
 
 
 def row_bounds(relaxation: Relaxation, rows: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """Planes below rows (n, k, outputs) by crown's and by polytope's slopes, and the better bound (n, k)."""
+    """Planes below rows (n, k, outputs) by crown's and by polytope's slopes, and the better bound (n, k).
+
+    Once where the relaxation has no slopes but polytope's.
+    """
     last = len(relaxation.graph.nodes) - 1
-    found = [part.planes(last, rows) for part in (relaxation, relaxation.with_alpha({}))]
+    found = [part.planes(last, rows) for part in _with_parallel(relaxation)]
     ends = [range_over_threat(plane, relaxation.x, relaxation.threat).lower + shift for plane, shift in found]
     return found, torch.stack(ends).amax(0)
+
+
+def _with_parallel(relaxation: Relaxation) -> tuple[Relaxation, ...]:
+    """The relaxation as it is, and under parallel lines where it has others."""
+    free = relaxation.alpha or relaxation.overlap
+    return (relaxation, relaxation.with_alpha({})) if free else (relaxation,)
 
 
 def _mixed_rows(relaxation: Relaxation, clause: Clause, planes: Tensor, shifts: Tensor) -> Tensor:
@@ -75,7 +84,7 @@ def _mixed_rows(relaxation: Relaxation, clause: Clause, planes: Tensor, shifts: 
     weight = weight.unflatten(1, shifts.shape[1:]).sum(1)
     weights = torch.stack([torch.full_like(weight, 1 / weight.shape[1]), weight], 1)
     last, rows = len(relaxation.graph.nodes) - 1, weights @ clause.rows.to(weights)
-    for part in (relaxation, relaxation.with_alpha({})):
+    for part in _with_parallel(relaxation):
         value = part.lower(last, rows) + weights @ clause.offsets.to(weights)
         best = torch.maximum(best, _proved(value).amax(1))
     return best

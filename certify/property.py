@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,13 @@ class Clause:
     def excess(self, outputs: Tensor) -> Tensor:
         """max over the rows of rows . y + offsets, for outputs (n, outputs): (n,), <= 0 where unsafe."""
         return (outputs.to(self.rows) @ self.rows.T + self.offsets).amax(1)
+
+
+def safest(clauses: Sequence[Clause], rows: Tensor) -> Tensor:
+    """Lower bounds (c,) on the clauses' excess by those on all their rows; overflow proves nothing."""
+    values = rows + torch.cat([clause.offsets for clause in clauses])
+    parts = values.nan_to_num(-torch.inf, -torch.inf, -torch.inf).split([len(one.offsets) for one in clauses])
+    return torch.stack([part.amax() for part in parts])
 
 
 @dataclass(frozen=True)

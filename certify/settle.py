@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from certify.backward import adaptive_slope, parallel_slope, relax
+from certify.bounds import Interval
 from certify.case import Case
 from certify.counterexample import search
 from certify.folded import folded_network
 from certify.folding import undecided_counts
+from certify.graph import Graph
+from certify.ibp import IntervalPass, interval_rows
 from certify.input_set import InputSet
 from certify.input_splitting import clause_bounds, split_inputs
 from certify.lowering import has_maxima, relaxed_without_maxima
+from certify.property import safest
 from certify.range_branching import RangeBranching
 from certify.range_refutation import RangeRefutation
 from certify.range_tightening import tightened_ranges
@@ -27,6 +32,7 @@ from certify.threads import fitting_threads
 from certify.turns import Search, branch, take_turns
 from models.errors import NotApplicable
 from models.randomness import Randomness
+from models.threat import ThreatModel
 
 # Beyond this many unstable neurons the folded network's table takes more memory than a laptop has.
 NEURONS = 8000
@@ -76,17 +82,22 @@ class Verdict:
 def settle_case(case: Case, randomness: Randomness) -> str:
     """Runs the steps on `case`, cheapest first, until one decides; returns its name.
 
-    descend briefly -> crown-ibp -> crown (with polytope; maxima that channels share are taken once) ->
-    descend -> input-split where inputs are few -> alpha -> tighten -> branch -> envelope (linf, where it
-    helps; along curves first) -> branch -> refutation (clause by clause, every neuron bounded again in each
-    branch, with a mixed-integer program that looks for witnesses) -> branch.
+    ibp where lines are dear -> descend briefly -> crown-ibp -> crown (with polytope; maxima that channels
+    share are taken once) -> descend -> input-split where inputs are few -> alpha -> tighten -> branch ->
+    envelope (linf, where it helps; along curves first) -> branch -> refutation (clause by clause, every
+    neuron bounded again in each branch, with a mixed-integer program that looks for witnesses) -> branch.
     """
     with fitting_threads(case.graph, case.x):
         return _settled(case, randomness)
 
 
 def _settled(case: Case, randomness: Randomness) -> str:
-    if _descended(case, randomness, steps=BRIEF, starts=1):
+    with torch.no_grad():
+        if len(_pieces(case, case.graph, case.x)) > 1:
+            _bound_by_intervals(case, case.graph, case.x, case.threat)
+            if case.done:
+                return "ibp"
+    if _descended(case, randomness, steps=BRIEF, starts=1, briefly=True):
         return "descent"
     with torch.no_grad():
         question = with_shared_maxima(case.graph, case.x, case.threat)
@@ -138,27 +149,54 @@ def _few_inputs(case: Case) -> bool:
     return case.x[0].numel() <= FEW_INPUTS and case.threat.norm == "linf" and not jumps
 
 
-def _descended(case: Case, randomness: Randomness, *, steps: int, starts: int) -> bool:
+def _descended(case: Case, randomness: Randomness, *, steps: int, starts: int, briefly: bool = False) -> bool:
     """Descends on the clauses that are open; says whether what it found settles the case."""
     prop = replace(case.prop, clauses=tuple(case.prop.clauses[i] for i in case.open.tolist()))
     inputs = InputSet.of(case.x, case.threat)
-    found = search(case.graph, inputs, prop, randomness, steps=steps, starts=starts, deadline=case.share(0.3))
+    found = search(
+        case.graph, inputs, prop, randomness,
+        steps=steps, starts=starts, deadline=case.share(0.3), briefly=briefly,
+    )  # fmt: skip
     case.witness = None if found is None else case.check(found)
     return case.done
 
 
 def _bound_clauses(case: Case, relaxation: Relaxation) -> None:
-    """Books what the relaxation's lines prove of each clause, of few clauses at a time until it is late."""
-    clauses = case.prop.clauses
-    widest = max(shape.numel() for shape in relaxation.graph.shapes(relaxation.x))
-    most = max(len(clause.offsets) for clause in clauses)
-    size = max(1, ROW_ENTRIES // (widest * most))
-    for start in range(0, len(clauses), size):
+    """Books what the relaxation proves of each clause, of few clauses at a time until it is late.
+
+    Where that takes several turns, intervals over its bounds come first, and lines for what these leave open.
+    """
+    pieces = _pieces(case, relaxation.graph, relaxation.x)
+    if len(pieces) > 1:
+        _bound_by_intervals(case, relaxation.graph, relaxation.x, relaxation.threat, relaxation.bounds)
+        pieces = _pieces(case, relaxation.graph, relaxation.x, case.open)
+    for part in pieces:
         if case.late:
             return
-        part = slice(start, start + size)
-        found = clause_bounds(relaxation, replace(case.prop, clauses=clauses[part]))[0]
+        some = tuple(case.prop.clauses[i] for i in part.tolist())
+        found = clause_bounds(relaxation, replace(case.prop, clauses=some))[0]
         case.lower[part] = torch.maximum(case.lower[part], found)
+
+
+def _bound_by_intervals(
+    case: Case, graph: Graph, x: Tensor, threat: ThreatModel, known: Mapping[int, Interval] | None = None
+) -> None:
+    """Books what intervals prove of each open clause: all of them for hardly more than one pass."""
+    intervals = IntervalPass(graph, x, threat).run(known)
+    for part in _pieces(case, graph, x, case.open):
+        if case.late:
+            return
+        some = [case.prop.clauses[i] for i in part.tolist()]
+        rows = interval_rows(intervals, x, torch.cat([clause.rows for clause in some]).to(x)[None])[0]
+        case.lower[part] = torch.maximum(case.lower[part], safest(some, rows))
+
+
+def _pieces(case: Case, graph: Graph, x: Tensor, some: Tensor | None = None) -> tuple[Tensor, ...]:
+    """The clauses, or some of them, in pieces between which one looks at the clock."""
+    some = torch.arange(len(case.prop.clauses)) if some is None else some
+    widest = max(shape.numel() for shape in graph.shapes(x))
+    most = max(len(clause.offsets) for clause in case.prop.clauses)
+    return some.split(max(1, ROW_ENTRIES // (widest * most)))
 
 
 def _climbed(case: Case, relaxation: Relaxation) -> Tensor:
@@ -168,9 +206,7 @@ def _climbed(case: Case, relaxation: Relaxation) -> Tensor:
     found = climbed(
         relaxation, last, rows, CLIMB, 0.25, lambda samples, best: torch.full_like(samples, case.late).bool()
     )[0]
-    parts = found.split([len(clause.offsets) for clause in case.prop.clauses])
-    values = [(part + clause.offsets).amax() for part, clause in zip(parts, case.prop.clauses, strict=True)]
-    return torch.stack(values).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
+    return safest(case.prop.clauses, found)
 
 
 def _split_inputs(case: Case) -> bool:

@@ -99,5 +99,51 @@ def test_clauses_are_bounded_in_parts_as_together_and_not_when_it_is_late(entrie
         steps._bound_clauses(case, relaxation)
         return case.lower
 
-    assert torch.allclose(bounded(torch.inf), steps.clause_bounds(relaxation, prop)[0], rtol=1e-9)
+    found, whole = bounded(torch.inf), steps.clause_bounds(relaxation, prop)[0]
+    # One by one, intervals come first, and what they prove is bounded no further.
+    proved = (found > 0) & (whole > 0)
+    assert bool(((found > whole - 1e-9) | proved).all())
     assert bounded(time.monotonic() - 1).eq(-torch.inf).all()
+
+
+def a_wide_case(gap, deadline=torch.inf):
+    """A hidden layer and RIVALS clauses, the first `gap` above unsafe, the others far: one clause a piece."""
+    generator = torch.Generator().manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, RIVALS + 1)).double()
+    with torch.no_grad():
+        for layer in (network[0], network[2]):
+            layer.weight.copy_(0.3 * torch.randn(layer.weight.shape, generator=generator))
+            layer.bias.zero_()
+        network[2].bias[0] = 9.0
+        network[2].bias[1] = 9.0 - gap
+    _, prop = a_ramp()
+    prop = Property(prop.lower, prop.upper, prop.clauses)
+    region, _ = box_of(prop)
+    lower = torch.full((RIVALS,), -torch.inf, dtype=torch.float64)
+    graph = trace(network)
+    return Case(graph, region.centre, region, prop, 0.0, lambda point: point, deadline, lower)
+
+
+def test_clauses_that_intervals_prove_cost_no_backward_pass(monkeypatch) -> None:
+    """Nor a descent: where clauses come one by one, intervals of all come first."""
+    monkeypatch.setattr(steps, "ROW_ENTRIES", 1)
+    passes, bounds = [], steps.clause_bounds
+    monkeypatch.setattr(steps, "clause_bounds", lambda *given: passes.append(given[1]) or bounds(*given))
+    descents = asked(monkeypatch)
+    assert steps.settle_case(a_wide_case(9.0), Randomness(3)) == "ibp"
+    assert not passes
+    assert not descents
+    case = a_wide_case(0.6)
+    steps.settle_case(case, Randomness(3))
+    assert {len(prop.clauses) for prop in passes} == {1}
+    assert len(passes) <= 2
+    assert bool((case.lower[1:] > 0).all())
+
+
+def test_a_brief_search_descends_on_the_nearest_clauses_alone(monkeypatch) -> None:
+    monkeypatch.setattr(counterexample, "ENTRIES", 1)
+    network, prop = a_ramp()
+    _, inputs = box_of(prop)
+    descents = asked(monkeypatch)
+    search(trace(network), inputs, prop, Randomness(3), steps=0, starts=1, briefly=True)
+    assert [[int(clause.rows[0].argmin()) for clause in some] for some in descents] == [[WEAK]]
