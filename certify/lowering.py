@@ -65,7 +65,7 @@ def relaxed_without_maxima(relaxation: Relaxation, *slopes: Slope, deadline: flo
     Lines over a chain of ReLUs are looser than those over the maximum itself, whose bounds are kept.
     `deadline` as in `relax`.
     """
-    graph, moved, idle = _rewritten(relaxation.graph, relaxation.x, relaxation)
+    graph, moved, idle = _rewritten(relaxation.graph, relaxation.x, relaxation, deadline)
     known = {moved[j]: _known(relaxation, j) for j in relaxation.bounds}
     for j, through in idle.items():
         unknown = relaxation.x.new_full((1, *through.shape), torch.inf).masked_fill(through, 0.0)
@@ -82,7 +82,7 @@ def _known(relaxation: Relaxation, node: int) -> Interval:
 
 
 def _rewritten(
-    graph: Graph, x: Tensor, relaxation: Relaxation | None
+    graph: Graph, x: Tensor, relaxation: Relaxation | None, deadline: float = torch.inf
 ) -> tuple[Graph, dict[int, int], dict[int, Tensor]]:
     """The graph without maxima, where each node is found in it, and where new nodes are zero."""
     shapes, nodes, moved, idle = graph.shapes(x), [Node(None, ())], {0: 0}, dict[int, Tensor]()
@@ -90,7 +90,9 @@ def _rewritten(
         inputs = tuple(moved[j] for j in node.inputs)
         if isinstance(node.operation, Largest):
             shape = shapes[node.inputs[0]]
-            some = rivals(relaxation, i) if relaxation is not None else members(node.operation, shape)
+            some = (
+                rivals(relaxation, i, deadline) if relaxation is not None else members(node.operation, shape)
+            )
             moved[i] = _challenged(nodes, inputs[0], some, shapes[i], idle)
         else:
             nodes.append(Node(node.operation, inputs))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from certify.bounds import Interval, entries
+from certify.entry_bounds import rows_at_once
 from certify.graph import Graph
 from certify.relaxation import Relaxation
 from certify.rules.activation import ReLU
 from certify.rules.selection import Largest
 
-# Beyond this many pairs of one maximum only the entries' own bounds are compared, and so many at a time.
-PAIRS, CHUNK = 4096, 256
+# Beyond this many pairs of one maximum only the entries' own bounds are compared.
+PAIRS = 4096
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,11 @@ def members(largest: Largest, shape: torch.Size) -> Rivals:
     return _kept(places, places >= 0, torch.zeros_like(places, dtype=torch.float64))
 
 
-def rivals(relaxation: Relaxation, node: int) -> Rivals:
+def rivals(relaxation: Relaxation, node: int, deadline: float = torch.inf) -> Rivals:
     """The entries of the maximum `node` that no other entry always exceeds, largest first; for one sample.
 
     Where ReLUs alone read it, entries that are never positive are exceeded by zero: one of a group is kept.
+    Pairs whose turn comes after time.monotonic() has passed `deadline` are not compared.
     """
     largest, source = relaxation.graph.nodes[node].operation, relaxation.graph.nodes[node].inputs[0]
     assert isinstance(largest, Largest)
@@ -59,7 +62,7 @@ def rivals(relaxation: Relaxation, node: int) -> Rivals:
         return _kept(places, kept, centre)
     pair, group = open_.T
     a, b = first[pair], second[pair]
-    gaps = _differences(relaxation, source, places[a, group], places[b, group])
+    gaps = _differences(relaxation, source, places[a, group], places[b, group], deadline)
     # Of two that are always equal the first is kept, so that one of each group always is.
     kept[b[gaps.lower >= 0], group[gaps.lower >= 0]] = False
     below = (gaps.upper <= 0) & ~(gaps.lower >= 0)
@@ -83,16 +86,24 @@ def _kept(places: Tensor, kept: Tensor, size: Tensor) -> Rivals:
     return Rivals(places.gather(0, order)[: int(count.max())], count)
 
 
-def _differences(relaxation: Relaxation, node: int, first: Tensor, second: Tensor) -> Interval:
-    """Bounds (p,) on the entries `first` less the entries `second` (p,) of a node of one sample."""
+def _differences(
+    relaxation: Relaxation, node: int, first: Tensor, second: Tensor, deadline: float
+) -> Interval:
+    """Bounds (p,) on the entries `first` less the entries `second` (p,) of a node of one sample.
+
+    Infinite where it is too late.
+    """
     shape, dtype = relaxation.graph.shapes(relaxation.x)[node], relaxation.x.dtype
-    found = []
-    for a, b in zip(first.split(CHUNK), second.split(CHUNK), strict=True):
+    size = rows_at_once(relaxation.graph, relaxation.x, 1)
+    upper = torch.full((len(first),), torch.inf, dtype=dtype)
+    found = Interval(-upper, upper)
+    for start in range(0, len(first), size):
+        if time.monotonic() > deadline:
+            break
+        some = slice(start, start + size)
+        a, b = first[some], second[some]
         rows = torch.zeros(len(a), shape.numel(), dtype=dtype)
         rows.scatter_(1, a[:, None], 1.0).scatter_add_(1, b[:, None], rows.new_full((len(b), 1), -1.0))
-        found.append(relaxation.range(node, rows.reshape(1, -1, *shape)))
-    none = torch.zeros(1, 0, dtype=dtype)
-    return Interval(
-        torch.cat([none, *(part.lower for part in found)], 1)[0],
-        torch.cat([none, *(part.upper for part in found)], 1)[0],
-    )
+        part = relaxation.range(node, rows.reshape(1, -1, *shape))
+        found.lower[some], found.upper[some] = part.lower[0], part.upper[0]
+    return found

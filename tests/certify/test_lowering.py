@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import certify.rivals
 from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.crown import Crown
 from certify.graph import trace
@@ -204,3 +205,31 @@ def test_maxima_stay_where_nobody_makes_a_program():
     lowered, better = triangles(graph, x, threat, data.y, neurons=10**6)
     assert not any(isinstance(node.operation, MaxPool) for node in lowered.graph.nodes)
     assert bool((better >= known).all())
+
+
+def test_entries_are_compared_until_it_is_late(monkeypatch):
+    """Every pass of two rows takes a second of this clock: after the limit no pair is compared."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Linear(3, 32), nn.ReLU(), nn.Unflatten(1, (2, 4, 4)), nn.MaxPool2d(2), nn.Flatten()
+    )
+    x = torch.rand(1, 3, dtype=torch.float64)
+    relaxation = relax(trace(network.double()), x, ThreatModel("linf", 0.3), adaptive_slope)
+    clock, passes, honest = [0.0], [], type(relaxation).range
+
+    def bounded(self, node, rows):
+        clock[0] += 1
+        passes.append(rows.shape[1])
+        return honest(self, node, rows)
+
+    monkeypatch.setattr(type(relaxation), "range", bounded)
+    monkeypatch.setattr(certify.rivals, "rows_at_once", lambda *given: 2)
+    monkeypatch.setattr(certify.rivals.time, "monotonic", lambda: clock[0])
+    node = len(relaxation.graph.nodes) - 2
+    whole = rivals(relaxation, node)
+    assert max(passes) <= 2
+    assert len(passes) > 3
+    passes.clear()
+    late = rivals(relaxation, node, clock[0] + 1.5)
+    assert len(passes) == 2
+    assert bool((late.count >= whole.count).all())
