@@ -22,7 +22,7 @@ from certify.lowering import has_maxima, relaxed_without_maxima
 from certify.property import safest
 from certify.range_branching import RangeBranching
 from certify.range_refutation import RangeRefutation
-from certify.range_tightening import tightened_ranges
+from certify.range_tightening import CELLS, tightened_ranges
 from certify.relaxation import Relaxation
 from certify.rules.jumps import Jumps
 from certify.settle_folded import REFUTED, settle_folded
@@ -115,7 +115,7 @@ def _settled(case: Case, randomness: Randomness) -> str:
             return "descent"
         if has_maxima(graph) and not case.late:
             # Slopes climb over the maxima themselves first: chains of ReLUs have looser lines.
-            case.lower = torch.maximum(case.lower, _climbed(case, relaxation))
+            _climb(case, relaxation)
             if case.done or case.late:
                 return "alpha"
             relaxation = relaxed_without_maxima(
@@ -199,14 +199,26 @@ def _pieces(case: Case, graph: Graph, x: Tensor, some: Tensor | None = None) -> 
     return some.split(max(1, ROW_ENTRIES // (widest * most)))
 
 
-def _climbed(case: Case, relaxation: Relaxation) -> Tensor:
-    """Bounds (c,) on the clauses by slopes optimised for each of their rows."""
-    rows = torch.cat([clause.rows for clause in case.prop.clauses]).to(case.x)[None]
+def _climb(case: Case, relaxation: Relaxation) -> None:
+    """Books what slopes optimised for each row of a clause prove, of few clauses at a time until it is late.
+
+    Of all clauses where these climb together, else of those that are open.
+    """
     last = len(relaxation.graph.nodes) - 1
-    found = climbed(
-        relaxation, last, rows, CLIMB, 0.25, lambda samples, best: torch.full_like(samples, case.late).bool()
-    )[0]
-    return safest(case.prop.clauses, found)
+    slopes = sum(part.lower.numel() for part in relaxation.bounds.values())
+    most = max(len(clause.offsets) for clause in case.prop.clauses)
+    size = max(1, CELLS // max(1, slopes * most))
+    groups = torch.arange(len(case.prop.clauses))
+    for part in (groups if size >= len(groups) else case.open).split(size):
+        if case.late:
+            return
+        some = [case.prop.clauses[i] for i in part.tolist()]
+        rows = torch.cat([clause.rows for clause in some]).to(case.x)[None]
+        found = climbed(
+            relaxation, last, rows, CLIMB, 0.25,
+            lambda samples, best: torch.full_like(samples, case.late).bool(),
+        )[0]  # fmt: skip
+        case.lower[part] = torch.maximum(case.lower[part], safest(some, found))
 
 
 def _split_inputs(case: Case) -> bool:

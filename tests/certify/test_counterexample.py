@@ -147,3 +147,19 @@ def test_a_brief_search_descends_on_the_nearest_clauses_alone(monkeypatch) -> No
     descents = asked(monkeypatch)
     search(trace(network), inputs, prop, Randomness(3), steps=0, starts=1, briefly=True)
     assert [[int(clause.rows[0].argmin()) for clause in some] for some in descents] == [[WEAK]]
+
+
+def test_slopes_climb_together_only_as_far_as_they_fit_and_for_open_clauses(monkeypatch) -> None:
+    climbs, climb = [], steps.climbed
+    monkeypatch.setattr(steps, "climbed", lambda *given: climbs.append(given[2].shape[1]) or climb(*given))
+    case = a_wide_case(0.6)
+    relaxation = steps.relax(case.graph, case.x, case.threat, steps.adaptive_slope)
+    steps._climb(case, relaxation)
+    whole = case.lower.clone()
+    assert climbs == [RIVALS]
+    climbs.clear()
+    monkeypatch.setattr(steps, "CELLS", 1)
+    case.lower[3:5] = -torch.inf
+    steps._climb(case, relaxation)
+    assert climbs == [1, 1]
+    assert torch.allclose(case.lower, whole)
