@@ -22,8 +22,8 @@ ROOT_STEPS, STEPS = 40, 8
 ROOT_RATE, RATE = 0.25, 0.2
 LEAF_STEPS = 300
 
-# Entries of bounds and slopes that all open branches may keep, and that one round may work on.
-POOL, ROUND = 200_000_000, 4_000_000
+# Entries of bounds and slopes that all open branches may keep, their roots, and that one round may work on.
+POOL, ROOTS, ROUND = 200_000_000, 50_000_000, 4_000_000
 
 
 class RangeBranching:
@@ -48,10 +48,22 @@ class RangeBranching:
         self.witness: Tensor | None = None
         self.looked_at = 0
         self.lower = relaxation.x.new_full((len(clauses),), torch.inf)
-        roots = self.layout.roots(clauses)
-        self.pool, self.values = roots.select(slice(0)), self.lower[:0]
+        self.pool, self.values = self.layout.roots(clauses, range(0)), self.lower[:0]
         self.places, self.roots = torch.zeros(0, CANDIDATES, dtype=torch.long), -self.lower
-        self._settle(roots, torch.full_like(self.lower, -torch.inf), ROOT_STEPS, ROOT_RATE, deadline)
+        self._plant(clauses, deadline)
+
+    def _plant(self, clauses: list[Clause], deadline: float) -> None:
+        """Settles the roots, few at a time; the clauses that it does not come to stay unbounded."""
+        entries = max(1, self.layout.size)
+        size, most = max(1, ROUND // entries), max(1, ROOTS // entries)
+        for start in range(0, len(clauses), size):
+            done = self.witness is not None or time.monotonic() > deadline
+            if start and (done or start >= most):
+                self.lower[start:] = -torch.inf
+                return
+            some = range(len(clauses))[start : start + size]
+            known = self.lower.new_full((len(some),), -torch.inf)
+            self._settle(self.layout.roots(clauses, some), known, ROOT_STEPS, ROOT_RATE, deadline)
 
     @property
     def closed(self) -> float:
@@ -107,14 +119,17 @@ class RangeBranching:
             parts, steps=steps, rate=rate, stop=self.tolerance, deadline=deadline
         )
         value = torch.maximum(bound.value, known)
-        self.roots = self.roots if self.looked_at else value
+        new = self.roots[parts.clause].isinf()
+        self.roots[parts.clause[new]] = value[new]
         self.looked_at += len(parts)
         proved = value > self.tolerance
         self.lower.scatter_reduce_(0, parts.clause[proved], value[proved], "amin")
         rows = (~proved).nonzero()[:, 0]
         if not len(rows):
             return
-        self.witness = self.dual.unsafe(bound.x[rows[value[rows].argsort()[:STARTS]]], self.check, deadline)
+        if self.witness is None:
+            worst = rows[value[rows].argsort()[:STARTS]]
+            self.witness = self.dual.unsafe(bound.x[worst], self.check, deadline)
         parts, value = parts.select(rows), value[rows]
         score = self.layout.gaps(parts, bound.x[rows], {i: part[rows] for i, part in bound.rows.items()})
         if steps < LEAF_STEPS and bool((tight := (score <= 0).all(1)).any()):

@@ -116,18 +116,22 @@ class Layout:
     def _shaped(self, j: int, part: Tensor) -> Tensor:
         return part[:, self.sources[j]].reshape(-1, *self.relaxation.bounds[j].lower.shape[1:])
 
-    def roots(self, clauses: list[Clause]) -> Parts:
-        """One branch a clause, nothing narrowed."""
-        count, most = len(clauses), max(len(clause.offsets) for clause in clauses)
+    def roots(self, clauses: list[Clause], some: range | None = None) -> Parts:
+        """One branch for each of some clauses, or of all; nothing narrowed."""
+        some = range(len(clauses)) if some is None else some
+        count, most = len(some), max(len(clause.offsets) for clause in clauses)
         alpha = torch.full_like(self.lower, 0.5)
         for i in self.activations:
             if i in self.relaxation.alpha:
                 alpha[self._place(i)] = self.relaxation.alpha[i].flatten()
         weight = self.lower.new_zeros(count, most)
-        for row, clause in enumerate(clauses):
-            weight[row, : len(clause.offsets)] = 1 / len(clause.offsets)
+        for row, group in enumerate(some):
+            own = len(clauses[group].offsets)
+            weight[row, :own] = 1 / own
         lower, upper, alpha = (part.expand(count, -1).clone() for part in (self.lower, self.upper, alpha))
-        return Parts(torch.arange(count), lower, upper, alpha, torch.zeros_like(alpha), weight)
+        return Parts(
+            torch.tensor(some, dtype=torch.long), lower, upper, alpha, torch.zeros_like(alpha), weight
+        )
 
     def pressed(self, parts: Parts) -> Pressed:
         """The relaxation of every branch, with a row of its own each."""

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from certify import range_branching
 from certify import settle as steps
 from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.exact import Exact, settle
 from certify.graph import trace
 from certify.property import Clause, Property, robustness
+from certify.range_branching import RangeBranching
 from certify.range_dual import RangeDual
 from certify.range_refutation import RangeRefutation
 from certify.range_tightening import tightened_ranges
@@ -253,3 +255,39 @@ def test_values_that_are_one_number_a_sample_are_settled(function):
         offset = gap - spread.min()[None]
         clause = Clause(torch.tensor([[1.0, -1.0]]), offset)
         assert settle(network, Property(LOW, HIGH, (clause,)), seconds=60).status == status
+
+
+def a_tree(monkeypatch, deadline, entries=1):
+    """The search for four clauses of a tanh network, each root in a piece of its own."""
+    network = a_network("tanh", 3).double()
+    region = Region(low=-torch.ones(1, 2).double(), high=torch.ones(1, 2).double())
+    relaxation = relax(trace(network), region.centre, region, parallel_slope, adaptive_slope)
+    rows = torch.randn(4, 1, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    clauses = [Clause(row, torch.full((1,), -0.3)) for row in rows]
+    monkeypatch.setattr(range_branching, "ROUND", entries)
+    return RangeBranching(relaxation, clauses, lambda point: None, tolerance=1e-9, deadline=deadline)
+
+
+def test_roots_are_bounded_in_pieces_as_together(monkeypatch):
+    """What is kept of four clauses at once is more than what a piece takes on networks of many neurons."""
+    sizes, honest = [], RangeDual.ascended
+    monkeypatch.setattr(
+        RangeDual,
+        "ascended",
+        lambda self, parts, **how: sizes.append(len(parts)) or honest(self, parts, **how),
+    )
+    apart = a_tree(monkeypatch, torch.inf)
+    assert max(sizes) == 1
+    together = a_tree(monkeypatch, torch.inf, entries=10**6)
+    assert torch.allclose(apart.lower, together.lower)
+    assert torch.allclose(apart.roots, together.roots)
+    assert apart.pool.clause.sort().values.equal(together.pool.clause.sort().values)
+
+
+def test_roots_that_time_or_memory_do_not_reach_prove_nothing(monkeypatch):
+    late = a_tree(monkeypatch, -torch.inf)
+    assert late.run(-torch.inf).lower[1:].eq(-torch.inf).all()
+    monkeypatch.setattr(range_branching, "ROOTS", 1)
+    full = a_tree(monkeypatch, torch.inf)
+    assert full.run(-torch.inf).lower[1:].eq(-torch.inf).all()
+    assert not any(full.is_open(group) for group in (1, 2, 3))
