@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from certify.affine_forms import affine_forms
 from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.bounds import Interval
 from certify.case import Case
@@ -30,6 +31,7 @@ from certify.shared_maxima import with_shared_maxima
 from certify.slopes import climbed
 from certify.threads import fitting_threads
 from certify.turns import Search, branch, take_turns
+from models.enclosure import Enclosure
 from models.errors import NotApplicable
 from models.randomness import Randomness
 from models.threat import ThreatModel
@@ -53,6 +55,9 @@ FOLDING = 0.3
 
 # Entries of the clauses' rows over the widest values that are bounded between two looks at the clock.
 ROW_ENTRIES = 2**18
+
+# Up to this many varying inputs affine forms cost less than lines, on networks of so many values or more.
+GENERATORS, WIDE = 64, 20_000
 
 # Up to this many inputs, cutting their box is worth more than fixing the phases of ReLUs.
 FEW_INPUTS = 16
@@ -82,10 +87,11 @@ class Verdict:
 def settle_case(case: Case, randomness: Randomness) -> str:
     """Runs the steps on `case`, cheapest first, until one decides; returns its name.
 
-    ibp where lines are dear -> descend briefly -> crown-ibp -> crown (with polytope; maxima that channels
-    share are taken once) -> descend -> input-split where inputs are few -> alpha -> tighten -> branch ->
-    envelope (linf, where it helps; along curves first) -> branch -> refutation (clause by clause, every
-    neuron bounded again in each branch, with a mixed-integer program that looks for witnesses) -> branch.
+    ibp where lines are dear -> descend briefly -> affine forms where few inputs vary -> crown-ibp -> crown
+    (with polytope; maxima that channels share are taken once) -> descend -> input-split where inputs are few
+    -> alpha -> tighten -> branch -> envelope (linf, where it helps; along curves first) -> branch ->
+    refutation (clause by clause, every neuron bounded again in each branch, with a mixed-integer program
+    that looks for witnesses) -> branch.
     """
     with fitting_threads(case.graph, case.x):
         return _settled(case, randomness)
@@ -104,10 +110,15 @@ def _settled(case: Case, randomness: Randomness) -> str:
         if question is not None:
             case.lift = question.lift
         graph, x, threat = question.parts if question else (case.graph, case.x, case.threat)
-        _bound_clauses(case, relax(graph, x, threat))
+        known = _bound_by_forms(case, graph, x, threat) if _few_vary(graph, x, threat) else None
+        if case.done or case.late:
+            return "affine-forms"
+        _bound_clauses(case, relax(graph, x, threat, known=known))
         if case.done or case.late:
             return "crown-ibp"
-        relaxation = relax(graph, x, threat, parallel_slope, adaptive_slope, deadline=case.share(BOUNDING))
+        relaxation = relax(
+            graph, x, threat, parallel_slope, adaptive_slope, known=known, deadline=case.share(BOUNDING)
+        )
         _bound_clauses(case, relaxation)
         if case.done or case.late:
             return "crown"
@@ -143,6 +154,24 @@ def _settled(case: Case, randomness: Randomness) -> str:
         return settle_folded(case, folded, targets)
 
 
+def _few_vary(graph: Graph, x: Tensor, threat: ThreatModel) -> bool:
+    """Whether few inputs of a wide network vary, each in an interval of its own."""
+    if threat.norm != "linf" or isinstance(threat, Enclosure):
+        return False
+    low, high = threat.bounds(x)
+    wide = sum(shape.numel() for shape in graph.shapes(x)) >= WIDE
+    return wide and int((high > low).sum()) <= GENERATORS
+
+
+def _bound_by_forms(case: Case, graph: Graph, x: Tensor, threat: ThreatModel) -> dict[int, Interval]:
+    """Books what affine forms prove of each clause; returns their bounds on every node."""
+    known, last = affine_forms(graph, x, threat)
+    clauses = list(case.prop.clauses)
+    rows = last.least(torch.cat([clause.rows for clause in clauses]).to(x))
+    case.lower = torch.maximum(case.lower, safest(clauses, rows))
+    return known
+
+
 def _few_inputs(case: Case) -> bool:
     """Whether cutting the inputs' box is worth more than cutting ranges, as it is not where values jump."""
     jumps = any(isinstance(node.operation, Jumps) for node in case.graph.nodes)
@@ -169,6 +198,8 @@ def _bound_clauses(case: Case, relaxation: Relaxation) -> None:
     pieces = _pieces(case, relaxation.graph, relaxation.x)
     if len(pieces) > 1:
         _bound_by_intervals(case, relaxation.graph, relaxation.x, relaxation.threat, relaxation.bounds)
+        if case.done:
+            return
         pieces = _pieces(case, relaxation.graph, relaxation.x, case.open)
     for part in pieces:
         if case.late:
@@ -196,7 +227,7 @@ def _pieces(case: Case, graph: Graph, x: Tensor, some: Tensor | None = None) -> 
     some = torch.arange(len(case.prop.clauses)) if some is None else some
     widest = max(shape.numel() for shape in graph.shapes(x))
     most = max(len(clause.offsets) for clause in case.prop.clauses)
-    return some.split(max(1, ROW_ENTRIES // (widest * most)))
+    return some.split(max(1, ROW_ENTRIES // (widest * most))) if len(some) else ()
 
 
 def _climb(case: Case, relaxation: Relaxation) -> None:

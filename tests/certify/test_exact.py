@@ -435,3 +435,22 @@ def test_what_intervals_prove_is_settled_before_any_neuron_is_bounded(monkeypatc
     far = Clause(torch.eye(3, dtype=torch.float64)[:1], torch.tensor([1e3], dtype=torch.float64))
     verdict = settle(network, Property(low, high, (far,)), seconds=20)
     assert (verdict.status, verdict.settled_by) == ("certified", "crown-ibp")
+
+
+def test_clauses_that_intervals_over_lines_prove_leave_none_for_lines(monkeypatch):
+    """Lines that prove nothing of clauses, but tighten the neurons' bounds until intervals prove them all."""
+    monkeypatch.setattr(steps, "ROW_ENTRIES", 1)
+    none = torch.full((1, 1), -torch.inf, dtype=torch.float64)
+    monkeypatch.setattr(steps, "clause_bounds", lambda *args: none)
+    network = small_network(2, 12, 12, 12, 3, seed=0)
+    low, high = a_rectangle(0)
+    row = torch.eye(3, dtype=torch.float64)[:1]
+    least = least_excess(network, low.tolist(), high.tolist(), Clause(row, torch.zeros(1)))
+    found = set()
+    for margin in np.geomspace(0.05, 20, 24).tolist():
+        offset = torch.tensor([margin - least], dtype=torch.float64)
+        clauses = tuple(Clause(row * k, offset * k) for k in (1, 2))
+        verdict = settle(network, Property(low, high, clauses), seconds=20)
+        assert verdict.status == "certified"
+        found.add(verdict.settled_by)
+    assert {"ibp", "crown"} <= found
