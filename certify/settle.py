@@ -139,19 +139,24 @@ def _settled(case: Case, randomness: Randomness) -> str:
             return "crown"
         if _few_inputs(case) and _split_inputs(case):
             return "input-split"
-        clauses = [case.prop.clauses[i] for i in case.open.tolist()]
-        try:
-            if int(undecided_counts(relaxation).sum()) > NEURONS:
-                return _on_ranges(case, relaxation)
-            folded, targets = folded_network(
-                relaxation,
-                [clause.rows for clause in clauses],
-                [clause.offsets for clause in clauses],
-                deadline=case.share(FOLDING),
-            )
-        except NotApplicable:
+        return _searched(case, relaxation)
+
+
+def _searched(case: Case, relaxation: Relaxation) -> str:
+    """Searches on the folded network, or on ranges where it is too wide to fold or no chain of ReLUs."""
+    clauses = [case.prop.clauses[i] for i in case.open.tolist()]
+    try:
+        if int(undecided_counts(relaxation).sum()) > NEURONS:
             return _on_ranges(case, relaxation)
-        return settle_folded(case, folded, targets)
+        folded, targets = folded_network(
+            relaxation,
+            [clause.rows for clause in clauses],
+            [clause.offsets for clause in clauses],
+            deadline=case.share(FOLDING),
+        )
+    except NotApplicable:
+        return _on_ranges(case, relaxation)
+    return settle_folded(case, folded, targets)
 
 
 def _few_vary(graph: Graph, x: Tensor, threat: ThreatModel) -> bool:
