@@ -57,6 +57,7 @@ def affine_forms(graph: Graph, x: Tensor, threat: ThreatModel) -> tuple[dict[int
     generators[torch.arange(len(varying)), varying] = box.radius.flatten()[varying]
     parts = torch.cat([box.centre, generators.reshape(-1, *x.shape[1:])])
     forms, bounds = {0: Form(parts, torch.zeros_like(x))}, {0: box}
+    last = {j: i for i, node in enumerate(graph.nodes) for j in node.inputs}
     for i in range(1, len(graph.nodes)):
         node = graph.nodes[i]
         assert node.operation is not None
@@ -64,8 +65,9 @@ def affine_forms(graph: Graph, x: Tensor, threat: ThreatModel) -> tuple[dict[int
         form = _passed(node.operation, [forms[j] for j in node.inputs], [bounds[j] for j in node.inputs])
         forms[i] = form if form is not None else _alone(interval, len(varying))
         bounds[i] = passes.found[i] = interval.intersect(forms[i].bounds)
-        for j in [j for j in forms if j < i and not any(j in later.inputs for later in graph.nodes[i + 1 :])]:
-            del forms[j]
+        for j in node.inputs:
+            if last[j] == i:
+                forms.pop(j, None)
     return bounds, forms[len(graph.nodes) - 1]
 
 

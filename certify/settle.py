@@ -203,8 +203,6 @@ def _bound_clauses(case: Case, relaxation: Relaxation) -> None:
     pieces = _pieces(case, relaxation.graph, relaxation.x)
     if len(pieces) > 1:
         _bound_by_intervals(case, relaxation.graph, relaxation.x, relaxation.threat, relaxation.bounds)
-        if case.done:
-            return
         pieces = _pieces(case, relaxation.graph, relaxation.x, case.open)
     for part in pieces:
         if case.late:
@@ -228,7 +226,7 @@ def _bound_by_intervals(
 
 
 def _pieces(case: Case, graph: Graph, x: Tensor, some: Tensor | None = None) -> tuple[Tensor, ...]:
-    """The clauses, or some of them, in pieces between which one looks at the clock."""
+    """The clauses, or some of them, in pieces between which one looks at the clock; none of none."""
     some = torch.arange(len(case.prop.clauses)) if some is None else some
     widest = max(shape.numel() for shape in graph.shapes(x))
     most = max(len(clause.offsets) for clause in case.prop.clauses)
