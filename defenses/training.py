@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
+from defenses.augmentation import augmented
 from defenses.base import Defense
 from defenses.training_data import check_asked, inside
 from models.architecture import Architecture
@@ -102,6 +103,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(progress)
             batch = inside(dataset.batch(index), dataset.name).to(device)
+            batch = augmented(batch, recipe.augmentation, here)
             with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                 loss = defense.loss(network, batch, progress, here)
             _descend(_finite(loss, epoch, recipe), defense, **parts)

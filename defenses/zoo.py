@@ -35,6 +35,7 @@ from models.discover import import_modules
 from models.errors import UserError
 from models.families import FAMILIES, Family
 from models.naming import Term, read_terms
+from models.recipe import Recipe
 from models.registry import Registry, suggest
 
 import_modules("models")
@@ -154,7 +155,7 @@ def make(
     if name.inputs:
         raise UserError(f"{', '.join(name.inputs)} is not trained: train {name.trained}")
     architecture, defense = name.parts()
-    recipe, family = defense.recipe(architecture), FAMILIES[architecture.data]
+    recipe, family = _recipe(architecture, defense), FAMILIES[architecture.data]
     data, test = training_data(family, root, download), load_data(family.test, root, download)
     check_training(data, test, architecture)
     network, start = new_network(architecture, seed), name.start
@@ -188,6 +189,12 @@ def make(
     }
     save_weights(str(name), network.state_dict(), card, folder)
     resume.unlink(missing_ok=True)
+
+
+def _recipe(architecture: Architecture, defense: Defense) -> Recipe:
+    """How `defense` trains, on images that vary as the architecture's own recipe has them."""
+    varied = {"augmentation": architecture.recipe.augmentation}
+    return defense.recipe(architecture).model_copy(update=varied)
 
 
 def home(name: ModelName, folder: Path) -> Path | None:

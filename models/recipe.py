@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+Augmentation = Literal["none", "flip-and-shift"]
+
 
 class Recipe(BaseModel):
     """Adam with a linear warm-up and a decay, by a cosine to zero or by a fifth at each of the `drops`.
@@ -15,6 +17,7 @@ class Recipe(BaseModel):
     fractions too. Where `average` is above 0 the weights that are kept are a running mean of the
     trained ones, w <- average w + (1 - average) w_t after every step t. With precision "bfloat16" the
     products of the loss and of its gradient are rounded to 8 bits (weights and steps are not).
+    augmentation says how training images are varied from epoch to epoch (defenses.augmentation).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -27,6 +30,7 @@ class Recipe(BaseModel):
     drops: tuple[float, ...] = ()
     average: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
+    augmentation: Augmentation = "none"
 
     def rate(self, progress: float) -> float:
         """The learning rate at `progress` in [0, 1]."""
