@@ -147,7 +147,7 @@ class _Auditor:
         words = {sign.word for sign in found}
         original, self.model = self.model, as_declared(self.model, words, len(self.batch))
         with frozen(self.model), torch.no_grad():
-            clean = self.model.right(self.batch.x, self.batch.y)
+            clean = self.model.right(self.batch.x, self.batch.y).cpu()
         pgd = self._pgd()
         self._gradient_rungs(pgd)
         worst = self._run(Strongest(), self.threat)
@@ -155,7 +155,7 @@ class _Auditor:
         persistent = self._persistent(pgd, strongest)
         self._compare("worst case beyond pgd", strongest, persistent, BEHIND, "strongest", "pgd")
         if worst is not None:
-            strongest |= self._searched_on(worst.x_adv, ~strongest & clean.cpu())
+            strongest |= self._searched_on(worst.x_adv, ~strongest & clean)
         weaker = self._without_gradients(sources, labels=bool(words & {"labels", "no gradient"}))
         beaten = {name: other & ~strongest for name, other in weaker.items()}
         everything = ~clean | pgd | strongest
@@ -173,7 +173,7 @@ class _Auditor:
             clean=float(clean.double().mean()),
             naive=float((~(pgd | ~clean)).double().mean()),
             attacked=float((~everything).double().mean()),
-            broken=everything.cpu().numpy(),
+            broken=everything.numpy(),
             rungs=tuple(self.rungs),
             reliable=reliable,
             seconds=time.perf_counter() - self.started,
@@ -264,6 +264,7 @@ class _Auditor:
 
     def _search(self, rows: Tensor, start: Tensor, queries: int) -> tuple[Tensor, Tensor, float]:
         """Points (k, ...), which of them break `rows` (k,), and the median gain over that up to `start`."""
+        rows = rows.to(self.batch.y.device)
         view, y = ScoreAccess(self.model, len(self.batch)), self.batch.y[rows]
         stream = self.randomness.child("search", queries)
         with frozen(self.model), torch.no_grad():

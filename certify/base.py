@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -61,6 +62,11 @@ class Decision:
     found: Tensor | None = None
     settled_by: tuple[str, ...] = ()
 
+    def to(self, device: torch.device) -> Decision:
+        """The same with its tensors on `device`."""
+        witness, found = (None if part is None else part.to(device) for part in (self.witness, self.found))
+        return Decision(self.lower.to(device), witness, found, self.settled_by)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Certifier(ABC):
@@ -69,7 +75,8 @@ class Certifier(ABC):
     norms: those it can bound. tolerance: what a margin must exceed, relative to the logits' size.
     cost: what one image costs; wide_cost: the same on networks of more than models.cost.WIDE neurons,
     where it differs. per_class: it passes back once for each class, which takes long where there are many.
-    confidence is 1 for a proof.
+    confidence is 1 for a proof. searches: it branches, or asks a solver, in many small steps: on the CPU,
+    wherever the model lies.
     """
 
     name: ClassVar[str]
@@ -79,6 +86,7 @@ class Certifier(ABC):
     wide_cost: ClassVar[Cost | None] = None
     per_class: ClassVar[bool] = False
     confidence: ClassVar[float] = 1.0
+    searches: ClassVar[bool] = False
     tolerance: ClassVar[float] = TOLERANCE
 
     @abstractmethod
@@ -93,6 +101,16 @@ class Certifier(ABC):
     ) -> Decision:
         """The bounds, and counterexamples where the method looks for them."""
         return Decision(self.bound(model, batch, threat, randomness))
+
+    @final
+    def answer(
+        self, model: Classifier, batch: Batch, threat: ThreatModel, randomness: Randomness
+    ) -> Decision:
+        """What `decide` finds, computed where it is fastest, on the device of the inputs."""
+        device = batch.x.device
+        if not self.searches or device.type == "cpu":
+            return self.decide(model, batch, threat, randomness)
+        return self.decide(copy.deepcopy(model).cpu(), batch.to("cpu"), threat, randomness).to(device)
 
     def parameters(self) -> dict[str, Any]:
         """The hyper-parameters by name."""
@@ -128,7 +146,7 @@ class Certifier(ABC):
         with torch.no_grad():
             logits = model.logits(batch.x)
         check_logits(logits, model.name)
-        decision = self.decide(model, batch, threat, randomness)
+        decision = self.answer(model, batch, threat, randomness)
         lower = decision.lower.detach().double()
         if torch.isnan(lower).any():
             raise UserError(f"certificate '{self.name}' met NaN: check the weights of '{model.name}'")

@@ -107,7 +107,7 @@ class Best(Certifier):
             if not len(open_):
                 break
             try:
-                known.take(open_, part.decide(model, batch[open_], threat, randomness))
+                known.take(open_, part.answer(model, batch[open_], threat, randomness))
             except NotApplicable as refusal:
                 refusals.append(f"{part.name}: {refusal}")
                 warnings.warn(f"best leaves out {refusals[-1]}", stacklevel=2)

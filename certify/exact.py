@@ -101,6 +101,7 @@ class Exact(Certifier):
 
     paper = "Wang et al. 2021, 2103.06624"
     cost = Cost.EXTREME
+    searches = True
     tolerance = 1e-7
 
     seconds: float = 30.0

@@ -122,6 +122,7 @@ class LinearProgram(Certifier):
     paper = "Wong & Kolter 2018, 1711.00851"
     norms = ("linf",)
     cost = Cost.EXTREME
+    searches = True
 
     only_open: bool = True
     neurons: int = 500

@@ -149,6 +149,7 @@ class ParameterSplit(Certifier):
     paper = "Balunovic, Baader, Singh, Gehr, Vechev 2019, NeurIPS"
     norms = (*POSES, *LIGHTS)
     cost = Cost.EXTREME
+    searches = True
 
     seconds: float = 30.0
     cells: int = 20_000

@@ -164,6 +164,7 @@ class WindowSplit(Certifier):
     paper = "Chiang et al. 2020, 2003.06693"
     norms = ("patch", "mask", "l0")
     cost = Cost.EXTREME
+    searches = True
     tolerance = Exact.tolerance
 
     seconds: float = 30.0
