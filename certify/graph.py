@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 import certify.rules.activation
+import certify.rules.arcs
 import certify.rules.arithmetic
 import certify.rules.attention
 import certify.rules.choice

@@ -60,6 +60,9 @@ SHAPES = {
         lambda slope: slope - torch.xlogy(slope, slope),
         -torch.inf,
     ),
+    "cosh": Shape(
+        torch.cosh, torch.sinh, lambda slope: (1 + slope.square()).sqrt() - slope * slope.asinh(), 0.0
+    ),
     # From here on the slopes are negative: 1 / z has the slope s at z = 1 / sqrt(-s), and so on.
     "reciprocal": Shape(
         torch.reciprocal, lambda z: -z.square().reciprocal(), lambda slope: 2 * (-slope).sqrt(),
@@ -68,6 +71,11 @@ SHAPES = {
     "rsqrt": Shape(
         torch.rsqrt, lambda z: -z.pow(-1.5) / 2, lambda slope: 1.5 * (-2 * slope).pow(1 / 3),
         torch.inf, domain=SMALLEST,
+    ),
+    # As a local response normalisation has it.
+    "power -3/4": Shape(
+        lambda z: z.pow(-0.75), lambda z: -0.75 * z.pow(-1.75),
+        lambda slope: 1.75 * (slope / -0.75).pow(3 / 7), torch.inf, domain=SMALLEST,
     ),
     "-log": Shape(
         lambda z: -z.log(), lambda z: -z.reciprocal(), lambda slope: 1 + (-slope).log(),
@@ -95,10 +103,11 @@ class Convex(Activation):
         return SHAPES[self.kind].function(values[0])
 
     def _outside(self, bounds: Interval) -> Tensor:
-        """Where values may leave the domain; raises NotApplicable where bounds on exp would overflow."""
-        if self.kind == "exp" and bool((bounds.upper > HIGHEST).any()):
+        """Where values may leave the domain; raises NotApplicable where exp or cosh would overflow."""
+        largest = torch.maximum(bounds.upper, -bounds.lower) if self.kind == "cosh" else bounds.upper
+        if self.kind in ("exp", "cosh") and bool((largest > HIGHEST).any()):
             raise NotApplicable(
-                f"exp of values that may exceed {HIGHEST:.0f} is not understood: take a smaller eps"
+                f"{self.kind} of values that may exceed {HIGHEST:.0f} is not understood: take a smaller eps"
             )
         return bounds.lower < SHAPES[self.kind].domain
 
@@ -158,6 +167,12 @@ def square(call: Call) -> Step:
 def exponential(call: Call) -> Step:
     """exp(z)."""
     return Convex("exp"), _input(call)
+
+
+@rule(torch.cosh, "cosh")
+def hyperbolic_cosine(call: Call) -> Step:
+    """(exp(z) + exp(-z)) / 2."""
+    return Convex("cosh"), _input(call)
 
 
 @rule(torch.log, "log")

@@ -1,4 +1,4 @@
-"""Powers of a value by whole and half exponents."""
+"""Powers of a value by whole and half exponents, and by -3/4."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ EXPONENTS: dict[float, tuple[Operation, ...]] = {
     2.0: (Convex("square"),),
     0.5: (Convex("-sqrt"), NEGATED),
     -0.5: (Convex("rsqrt"),),
+    -0.75: (Convex("power -3/4"),),
     -1.0: (Convex("reciprocal"),),
     -2.0: (Convex("reciprocal"), Convex("square")),
 }
@@ -26,7 +27,7 @@ EXPONENTS: dict[float, tuple[Operation, ...]] = {
 
 @rule(torch.pow, operator.pow, "pow")
 def power(call: Call) -> Step | list[Step]:
-    """z^k by a number k: whole from 1 on, and of positive z also -2, -1, -1/2 and 1/2."""
+    """z^k by a number k: whole from 1 on, and of positive z also -2, -1, -3/4, -1/2 and 1/2."""
     given = call.bind("input", "exponent")
     value, exponent = call.value(given["input"]), given["exponent"]
     if isinstance(exponent, Constant) and exponent.read().numel() == 1:

@@ -99,14 +99,19 @@ class Turning(Activation):
     kind: str
     parameter: float = 1.0
 
+    @property
+    def course(self) -> Course:
+        """What is known of the function."""
+        return COURSES[self.kind]
+
     def forward(self, *values: Tensor) -> Tensor:
-        return COURSES[self.kind].function(values[0], self.parameter)
+        return self.course.function(values[0], self.parameter)
 
     def _slope(self, z: Tensor) -> Tensor:
-        return COURSES[self.kind].slope(z, self.parameter)
+        return self.course.slope(z, self.parameter)
 
     def interval(self, *inputs: Interval) -> Interval:
-        lower, upper, lowest = inputs[0].lower, inputs[0].upper, COURSES[self.kind].lowest
+        lower, upper, lowest = inputs[0].lower, inputs[0].upper, self.course.lowest
         ends = self.forward(lower), self.forward(upper)
         if lowest == -math.inf:
             return Interval(*ends)
@@ -115,7 +120,7 @@ class Turning(Activation):
         return Interval(torch.where(dips, least, torch.minimum(*ends)), torch.maximum(*ends))
 
     def lipschitz(self, norm: str, constants: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
-        places = torch.tensor([-ENDS, *COURSES[self.kind].turns, ENDS]).to(constants[0])
+        places = torch.tensor([-ENDS, *self.course.turns, ENDS]).to(constants[0])
         return constants[0] * ROUNDING * self._slope(places).abs().amax()
 
     def undecided(self, bounds: Interval) -> Tensor:
@@ -126,11 +131,11 @@ class Turning(Activation):
 
         A place outside the interval is moved to its nearer end.
         """
-        course, places = COURSES[self.kind], []
-        edges = [-ENDS, *course.turns, ENDS]
+        places: list[Tensor] = []
+        edges = [-ENDS, *self.course.turns, ENDS]
         for count, (start, stop) in enumerate(itertools.pairwise(edges)):
             low, high = bounds.lower.clamp(start, stop), bounds.upper.clamp(start, stop)
-            rising = course.rising == (count % 2 == 0)
+            rising = self.course.rising == (count % 2 == 0)
             for _ in range(HALVINGS):
                 middle = (low + high) / 2
                 right = (self._slope(middle) < slope) == rising
@@ -148,7 +153,7 @@ class Turning(Activation):
             slope = chord(self.forward, self._slope(bounds.lower), bounds)
             turns = [
                 torch.full_like(slope, turn).maximum(bounds.lower).minimum(bounds.upper)
-                for turn in COURSES[self.kind].turns
+                for turn in self.course.turns
             ]
             places = [*turns, *self._stationary(slope, bounds)]
         points = torch.stack([bounds.lower, bounds.upper, *places])

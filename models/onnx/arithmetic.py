@@ -29,6 +29,7 @@ PAIRS: dict[str, Callable[..., Any]] = {
     "Equal": torch.eq,
     "And": torch.logical_and,
     "Or": torch.logical_or,
+    "Xor": torch.logical_xor,
 }
 # Those that PyTorch applies to numbers too; the others need tensors.
 NUMBERS = {"Add", "Sub", "Mul", "Div"}
@@ -47,6 +48,12 @@ UNARY: dict[str, Callable[..., Tensor]] = {
     "Erf": torch.erf,
     "Atan": torch.atan,
     "Asinh": torch.asinh,
+    "Sinh": torch.sinh,
+    "Cosh": torch.cosh,
+    "Asin": torch.asin,
+    "Acos": torch.acos,
+    "Atanh": torch.atanh,
+    "Acosh": torch.acosh,
     "Sin": torch.sin,
     "Cos": torch.cos,
     "Floor": torch.floor,

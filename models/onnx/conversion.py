@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator as python
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -161,6 +162,12 @@ class Conversion:
         if batched is None:
             batched = first is not None and first.batched
         return Symbol(self.graph.call_function(function, nodes, dict(settings)), result, batched)
+
+    def first(self, function: Callable[..., Any], value: Symbol, *settings: Any) -> Symbol:
+        """The first of the several tensors that function(value, *settings) returns."""
+        result = self._computed(lambda: function(value.example, *settings)[0])
+        several = self.graph.call_function(function, (value.node, *settings))
+        return Symbol(self.graph.call_function(python.getitem, (several, 0)), result, value.batched)
 
     def _node(self, argument: Any) -> Any:
         if isinstance(argument, list) and argument and isinstance(argument[0], Symbol):

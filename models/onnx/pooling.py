@@ -1,9 +1,11 @@
-"""ONNX pooling over one or two axes, with windows that reach over the end and uneven padding."""
+"""ONNX pooling over one to three axes, with windows that reach over the end and uneven padding."""
 
 from __future__ import annotations
 
+import math
 import operator as python
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -44,24 +46,16 @@ class Windows:
         return np.minimum(starts + self.reach, high) - np.maximum(starts, low)
 
 
-def _plane(conversion: Conversion) -> tuple[Symbol, bool]:
-    """The input with two axes to pool over, and whether the first of them is new, of size 1."""
-    value = conversion.symbol()
-    if len(value.shape) != 3:
-        return conversion.with_samples(value, 4), False
-    return conversion.call(torch.unsqueeze, conversion.with_samples(value, 3), 2), True
+Both = tuple[Windows, Windows]
+# Each entry of an axis by itself, here of one entry.
+ALONE = Windows(1, 1, 1, 1, 0, 0, 1)
 
 
-def _without(conversion: Conversion, value: Symbol, new: bool) -> Symbol:
-    """The pooled value without the axis that `_plane` has put in."""
-    return conversion.call(torch.squeeze, value, 2) if new else value
-
-
-def _windows(conversion: Conversion, value: Symbol) -> tuple[Windows, Windows]:
-    """The windows along both axes; raises NotApplicable where one lies in the padding alone."""
+def _windows(conversion: Conversion, value: Symbol) -> list[Windows]:
+    """The windows along each axis; raises NotApplicable where one lies in the padding alone."""
     kernel = list(conversion.attribute("kernel_shape"))
     sizes = list(value.shape[-len(kernel) :])
-    found = [] if len(kernel) == 2 else [Windows(1, 1, 1, 1, 0, 0, 1)]
+    found = []
     for size, *rest in zip(sizes, kernel, *window(conversion, kernel, sizes), strict=True):
         width, stride, dilation, before, after = rest
         room = size + before + after - dilation * (width - 1) - 1
@@ -73,10 +67,35 @@ def _windows(conversion: Conversion, value: Symbol) -> tuple[Windows, Windows]:
         if room < 0 or (count - 1) * stride - before >= size or before >= dilation * (width - 1) + 1:
             conversion.refuse(f"has a window in the padding alone on an input of size {size}")
         found.append(Windows(size, width, stride, dilation, before, after, count))
-    return found[0], found[1]
+    return found
 
 
-def _counted(conversion: Conversion, value: Symbol, windows: tuple[Windows, Windows]) -> Symbol:
+def _over_planes(conversion: Conversion, pool: Callable[[Conversion, Symbol, Both], Symbol]) -> Symbol:
+    """The value pooled by `pool`, which knows planes: a line is one of height 1.
+
+    Over three axes first each slice is, and then what is left of a slice is the width of a plane.
+    """
+    axes = len(conversion.attribute("kernel_shape"))
+    if axes not in (1, 2, 3):
+        conversion.refuse(f"over {axes} axes is not understood")
+    value = conversion.with_samples(conversion.symbol(), axes + 2)
+    windows = _windows(conversion, value)
+    channels = value.shape[1]
+    if axes == 1:
+        line = conversion.call(torch.unsqueeze, value, 2)
+        return conversion.call(torch.squeeze, pool(conversion, line, (ALONE, windows[0])), 2)
+    if axes == 2:
+        return pool(conversion, value, (windows[0], windows[1]))
+    depth, first, second = windows
+    slices = conversion.call(torch.reshape, value, (-1, channels * depth.size, first.size, second.size))
+    pooled = pool(conversion, slices, (first, second))
+    rest = first.count * second.count
+    plane = conversion.call(torch.reshape, pooled, (-1, channels, depth.size, rest))
+    flat = pool(conversion, plane, (depth, replace(ALONE, size=rest, count=rest)))
+    return conversion.call(torch.reshape, flat, (-1, channels, depth.count, first.count, second.count))
+
+
+def _counted(conversion: Conversion, value: Symbol, windows: Both) -> Symbol:
     """The first windows of each axis, as many as ONNX makes."""
     cuts = {
         dim: slice(0, axis.count)
@@ -93,8 +112,10 @@ def max_pool(conversion: Conversion) -> Known:
     Where windows reach further over the end than PyTorch's even padding, each entry that they
     would find there repeats one that they hold already, so that the largest stays the same.
     """
-    value, new = _plane(conversion)
-    windows = _windows(conversion, value)
+    return _over_planes(conversion, _largest)
+
+
+def _largest(conversion: Conversion, value: Symbol, windows: Both) -> Symbol:
     for dim, axis in enumerate(windows, 2):
         beyond = axis.size + np.arange(max(0, axis.over - axis.before))
         repeated = beyond - axis.dilation * -((axis.size - 1 - beyond) // axis.dilation)
@@ -105,14 +126,16 @@ def max_pool(conversion: Conversion) -> Known:
         [getattr(axis, name) for axis in windows] for name in ("kernel", "stride", "before", "dilation")
     )
     pooled = conversion.call(F.max_pool2d, value, kernel, stride, padding, dilation)
-    return _without(conversion, _counted(conversion, pooled, windows), new)
+    return _counted(conversion, pooled, windows)
 
 
 @operator("AveragePool")
 def average_pool(conversion: Conversion) -> Known:
     """Average pooling: zeros are added, then each window's mean is corrected where fewer entries count."""
-    value, new = _plane(conversion)
-    windows = _windows(conversion, value)
+    return _over_planes(conversion, _mean)
+
+
+def _mean(conversion: Conversion, value: Symbol, windows: Both) -> Symbol:
     if any(axis.dilation != 1 for axis in windows):
         conversion.refuse("with dilation is not understood")
     kernel, stride, before = (
@@ -129,15 +152,18 @@ def average_pool(conversion: Conversion) -> Known:
     whole = kernel[0] * kernel[1]
     if not np.all(divisors == whole):
         pooled = conversion.call(python.mul, pooled, conversion.tensor(whole / divisors))
-    return _without(conversion, pooled, new)
+    return pooled
 
 
 @operator("GlobalAveragePool", "GlobalMaxPool")
 def global_pooling(conversion: Conversion) -> Known:
     """One entry per channel."""
-    value, new = _plane(conversion)
-    if conversion.current.op_type == "GlobalMaxPool":
-        pooled = conversion.call(F.max_pool2d, value, list(value.shape[2:]))
-    else:
-        pooled = conversion.call(torch.mean, value, (2, 3), True)
-    return _without(conversion, pooled, new)
+    value = conversion.symbol()
+    value = conversion.with_samples(value, len(value.shape))
+    channels, *rest = value.shape[1:]
+    if conversion.current.op_type == "GlobalAveragePool":
+        return conversion.call(torch.mean, value, tuple(range(2, 2 + len(rest))), True)
+    if len(rest) != 2:
+        value = conversion.call(torch.reshape, value, (-1, channels, 1, math.prod(rest)))
+    pooled = conversion.call(F.max_pool2d, value, list(value.shape[2:]))
+    return conversion.reshaped(pooled, (1, channels, *[1] * len(rest)))

@@ -30,6 +30,7 @@ import models.onnx.pooling
 import models.onnx.quantisation
 import models.onnx.recurrent
 import models.onnx.reductions
+import models.onnx.remainder
 import models.onnx.resizing
 import models.onnx.shapes
 import models.onnx.triangles  # noqa: F401

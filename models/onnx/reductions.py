@@ -81,14 +81,27 @@ REDUCTIONS: dict[str, Callable[[Conversion, Symbol, Dims, bool], Symbol]] = {
 
 
 @operator("TopK")
-def largest_entry(conversion: Conversion) -> Known:
-    """The largest or least entry along an axis; nothing may read where it stands, which is left out."""
-    if (count := conversion.option("k", 1)) not in (1, [1]):
-        conversion.refuse(f"is understood for k = 1 alone, not {count}")
+def largest_entries(conversion: Conversion) -> Known:
+    """The largest or least entries along an axis; nothing may read where they stand, which is left out."""
+    given = conversion.option("k", 1)
+    count = int(given[0] if isinstance(given, list) else given)
     value = conversion.symbol()
-    dims = (conversion.dimension(value, int(conversion.attribute("axis", -1))),)
-    function = _largest if conversion.attribute("largest", 1) else _least
-    return function(conversion, value, dims, True)
+    dim = conversion.dimension(value, int(conversion.attribute("axis", -1)))
+    most = bool(conversion.attribute("largest", 1))
+    if count == 1:
+        return (_largest if most else _least)(conversion, value, (dim,), True)
+    if not conversion.attribute("sorted", 1):
+        conversion.refuse("of several entries in no order is not understood: sort them")
+    if count < 1:
+        conversion.refuse(f"of {count} entries is not understood")
+    return conversion.first(torch.topk, value, count, dim, most)
+
+
+@operator("ArgMax", "ArgMin", "Hardmax")
+def labels(conversion: Conversion) -> Known:
+    """Refused: attacks and certificates ask for scores."""
+    scores = conversion.current.input[0]
+    conversion.refuse(f"finds labels, not scores: cut the file before it, so that it returns '{scores}'")
 
 
 @operator(*REDUCTIONS)

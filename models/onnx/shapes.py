@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from onnx import helper
 
 from models.onnx.conversion import Conversion, Known, Symbol, operator
 
@@ -21,10 +22,20 @@ def identity(conversion: Conversion) -> Known:
     return conversion.symbol()
 
 
-@operator("Cast")
+@operator("Cast", "CastLike")
 def cast(conversion: Conversion) -> Known:
     """A change between floating types, which is none here; truth values become 0 and 1."""
-    kind, value = int(conversion.attribute("to")), conversion.symbol()
+    given, like = conversion.input(0), conversion.input(1)
+    if isinstance(given, np.ndarray):
+        truth = conversion.symbol(1).example.dtype == torch.bool
+        return given.astype(bool if truth else torch.empty(0, dtype=conversion.dtype).numpy().dtype)
+    value = conversion.symbol()
+    if isinstance(like, Symbol):
+        kind = 9 if like.example.dtype == torch.bool else 1
+    elif isinstance(like, np.ndarray):
+        kind = helper.np_dtype_to_tensor_dtype(like.dtype)
+    else:
+        kind = int(conversion.attribute("to"))
     if kind == 9 and value.example.dtype == torch.bool:
         return value
     if kind not in (1, 10, 11, 16):
@@ -41,6 +52,12 @@ def shape_of(conversion: Conversion) -> Known:
     whole = conversion.symbol().shape
     start, end = conversion.attribute("start", 0), conversion.attribute("end", len(whole))
     return np.array(whole[start:end], dtype=np.int64)
+
+
+@operator("Size")
+def size_of(conversion: Conversion) -> Known:
+    """How many entries a value has, a constant."""
+    return np.array(math.prod(conversion.symbol().shape), dtype=np.int64)
 
 
 @operator("Flatten")

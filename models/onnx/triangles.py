@@ -1,8 +1,9 @@
-"""ONNX operators by triangular matrices: parts of matrices, and running sums."""
+"""ONNX operators by triangular and diagonal matrices: parts of matrices, and running sums."""
 
 from __future__ import annotations
 
 import numpy as np
+from onnx import TensorProto, helper
 
 from models.onnx.arithmetic import combine
 from models.onnx.conversion import Conversion, Known, operator
@@ -26,3 +27,13 @@ def running_sum(conversion: Conversion) -> Known:
     matrix = np.tri(value.shape[axis], k=-1 if conversion.attribute("exclusive", 0) else 0)
     matrix = matrix.T if conversion.attribute("reverse", 0) else matrix
     return along(conversion, value, conversion.dimension(value, axis), np.ascontiguousarray(matrix))
+
+
+@operator("EyeLike")
+def diagonal(conversion: Conversion) -> Known:
+    """Ones on a diagonal of a matrix of the value's shape, a constant."""
+    shape = conversion.symbol().shape
+    if len(shape) != 2:
+        conversion.refuse(f"is understood of matrices, not of a value of shape {shape}")
+    kind = helper.tensor_dtype_to_np_dtype(int(conversion.attribute("dtype", TensorProto.FLOAT)))
+    return np.eye(*shape, k=int(conversion.attribute("k", 0)), dtype=kind)

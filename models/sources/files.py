@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import UserError
-from models.onnx.reader import OnnxNetwork, read
+from models.onnx.ending import read_classifier
+from models.onnx.reader import OnnxNetwork
 from models.onnx.runtime import Runtime, check_agreement
 from models.sources.base import SOURCES, Place
 
@@ -86,7 +87,7 @@ def _for_images(network: OnnxNetwork, place: Place) -> nn.Module:
 def _onnx(place: Place) -> nn.Module:
     """An ONNX file, in single precision, compared with onnxruntime on random inputs."""
     _alone(place, "an ONNX file")
-    network = read(place.path)
+    network = read_classifier(place.path)
     for kind, ports in (("inputs", network.inputs), ("outputs", network.targets)):
         if len(ports) > 1:
             names = ", ".join(port.name for port in ports)

@@ -123,7 +123,51 @@ def stacked(constant: bool) -> File:
     return file
 
 
+def counted_in_the_file() -> File:
+    """x plus what operators make of its shape and of constants alone, as exporters leave it."""
+    file = File(1, 3, 4)
+    size = file.add("Size", "x")
+    places = file.add("Range", file.constant(0), file.add("Div", size, file.constant(3)), file.constant(1))
+    odd = file.add("Equal", file.add("Mod", places, file.constant(2)), file.constant(1))
+    either = file.add("Xor", odd, file.add("IsNaN", file.constant([0.0, np.nan, 1.0, 2.0])))
+    found = file.add("Squeeze", file.add("NonZero", either), file.constant([0]))
+    marks = file.add("OneHot", found, file.constant(4), file.constant([0.0, 2.5]))
+    eye = file.add("EyeLike", file.constant(np.zeros((1, 4))), k=2)
+    whole = file.add("Add", file.add("CastLike", size, "x"), file.add("Add", marks, eye))
+    square = file.add("EyeLike", file.add("Squeeze", "x", file.constant([0])), k=-1)
+    file.add("CastLike", file.add("Add", file.add("CastLike", "x", square), square), "x")
+    file.add("Add", file.last, file.add("ReduceSum", whole, file.constant([0]), keepdims=1))
+    return file
+
+
+def guarded_softmax() -> File:
+    """A softmax, or 0 where it is no number, as PyTorch writes attention with masks."""
+    file = File(1, 3, 4)
+    soft = file.add("Softmax", "x", axis=-1)
+    file.add("Where", file.add("IsNaN", soft), file.constant(0.0), soft)
+    return file
+
+
+def moved(operator: str, by: float, **attributes: object) -> File:
+    """An operator on the input moved to where it is defined, or scaled there."""
+    file = File(1, 2, 3)
+    file.add(operator, file.add("Mul" if by < 1 else "Add", "x", file.constant(by)), **attributes)
+    return file
+
+
+def asked(operator: str, **attributes: object) -> File:
+    """Whether each of 1 / (1[x > 0.2] - 1[x > 0.5]) is a number, as one."""
+    file = File(*LINE)
+    low, high = (file.add("Cast", file.add("Greater", "x", file.constant(t)), to=1) for t in (0.2, 0.5))
+    odd = file.add("Sub", low, file.add("Mul", high, file.constant(2.0)))
+    file.add("Cast", file.add(operator, file.add("Div", odd, file.add("Abs", low)), **attributes), to=1)
+    return file
+
+
 DRAWN = RANDOM.standard_normal((3, 4))
+VOLUME = (1, 2, 4, 5, 6)
+BOX = {"kernel_shape": [2, 3, 2], "strides": [2, 1, 3]}
+UNEVEN = [1, 0, 0, 0, 1, 1]
 PLACES = RANDOM.integers(0, 3, (1, 2, 3, 3))
 KERNEL = RANDOM.standard_normal((2, 3, 3))
 CASES: dict[str, tuple[File, int, str | None]] = {
@@ -196,4 +240,55 @@ CASES: dict[str, tuple[File, int, str | None]] = {
     "einsum of rows": (multiplied("bij,bkj->bik", "x", "x", shape=(1, 2, 3)), 13, BOUNDED),
     "einsum of samples summed": (multiplied("ab,ao->ob", "x", DRAWN[:1], shape=(1, 3)), 13, BOUNDED),
     "einsum of an axis kept and summed": (multiplied("ab,bo->ab", "x", DRAWN, shape=(1, 3)), 13, BOUNDED),
+    "counted in the file": (counted_in_the_file(), 15, BOUNDED),
+    "guarded softmax": (guarded_softmax(), 13, BOUNDED),
+    "no number": (asked("IsNaN"), 13, "isnan"),
+    "infinite": (asked("IsInf"), 13, "isinf"),
+    "infinite above": (asked("IsInf", detect_negative=0), 13, "isposinf"),
+    "infinite below": (asked("IsInf", detect_positive=0), 13, "isneginf"),
+    "remainders": (one("Mod", [[0.3], [-0.2]], shape=(1, 2, 3), fmod=1), 13, "fmod"),
+    "sinh": (one("Sinh"), 13, BOUNDED),
+    "cosh": (one("Cosh"), 13, BOUNDED),
+    "arcsine": (moved("Asin", 0.8), 13, BOUNDED),
+    "arccosine": (moved("Acos", 0.8), 13, BOUNDED),
+    "area tangent": (moved("Atanh", 0.8), 13, BOUNDED),
+    "area cosine": (moved("Acosh", 2.5), 13, "acosh"),
+    "local response": (
+        one("LRN", shape=(1, 7, 2, 3), size=3, alpha=0.5, beta=0.75, bias=1.2), 13, BOUNDED,
+    ),
+    "local response by default": (one("LRN", shape=(1, 7, 2, 3), size=5), 1, BOUNDED),
+    "local response of all": (
+        one("LRN", shape=(1, 2, 2, 3), size=7, alpha=0.9, beta=0.5), 13, BOUNDED,
+    ),
+    "local response by another power": (
+        one("LRN", shape=(1, 4, 2, 3), size=3, alpha=0.9, beta=0.6), 13, "pow",
+    ),
+    "norm 1": (one("LpNormalization"), 13, BOUNDED),
+    "norm 1 by absolute values": (one("LpNormalization", p=1, axis=1), 22, BOUNDED),
+    "norm 1 of columns": (one("LpNormalization", shape=(3, 4), axis=0), 13, BOUNDED),
+    "mean and variance": (one("MeanVarianceNormalization"), 13, BOUNDED),
+    "mean and variance between": (one("MeanVarianceNormalization", axes=[1, 3]), 13, BOUNDED),
+    "mean and variance of columns": (
+        one("MeanVarianceNormalization", shape=(3, 4), axes=[0]), 9, BOUNDED,
+    ),
+    "mean and variance of samples too": (one("MeanVarianceNormalization", axes=[-1, 0]), 13, BOUNDED),
+    "maxima of boxes": (one("MaxPool", shape=VOLUME, **BOX), 13, BOUNDED),
+    "maxima of boxes, uneven": (one("MaxPool", shape=VOLUME, pads=UNEVEN, **BOX), 13, BOUNDED),
+    "maxima of boxes, ceil": (one("MaxPool", shape=VOLUME, ceil_mode=1, **BOX), 13, BOUNDED),
+    "maxima of boxes, same": (
+        one("MaxPool", shape=VOLUME, auto_pad="SAME_LOWER", kernel_shape=[2, 3, 2]), 13, BOUNDED,
+    ),
+    "maxima of boxes, dilated": (
+        one("MaxPool", shape=VOLUME, kernel_shape=[2, 2, 2], dilations=[2, 3, 1]), 13, BOUNDED,
+    ),
+    "means of boxes": (one("AveragePool", shape=VOLUME, **BOX), 13, BOUNDED),
+    "means of boxes, uneven": (one("AveragePool", shape=VOLUME, pads=UNEVEN, **BOX), 13, BOUNDED),
+    "means of boxes, counted": (
+        one("AveragePool", shape=VOLUME, pads=UNEVEN, count_include_pad=1, ceil_mode=1, **BOX), 19, BOUNDED,
+    ),
+    "mean of a volume": (one("GlobalAveragePool", shape=VOLUME), 13, BOUNDED),
+    "maximum of a volume": (one("GlobalMaxPool", shape=VOLUME), 13, BOUNDED),
+    "three largest": (one("TopK", [3], shape=(1, 5, 2), axis=1, outputs=2), 13, "topk"),
+    "two least": (one("TopK", [2], shape=(5, 2), axis=0, largest=0, outputs=2), 13, "topk"),
+    "two largest of old": (one("TopK", shape=LINE, k=2, outputs=2), 9, "topk"),
 }  # fmt: skip

@@ -24,6 +24,7 @@ from models.threat import ThreatModel
 from tests.certify.builders import batch, margins_of, model, smallest_margins
 from tests.models.onnx_cases import BOUNDED, IMAGE, JUMPING, joined, largest, one, resized, two
 from tests.models.onnx_cases import CASES as COMMON
+from tests.models.onnx_files import File
 from tests.models.onnx_rare_cases import CASES as RARE
 from tests.models.onnx_rare_cases import branching, looping, recurrent
 
@@ -191,7 +192,23 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
         "RNN .*one sample",
     ),
     "shrunk by something else": (one("Shrink", bias=0.2).model(), "Shrink .*bias 0.2 and lambd 0.5"),
-    "two largest entries": (largest([2]).model(), r"TopK .*k = 1 alone, not \[2\]"),
+    "two largest entries in any order": (largest([2], sorted=0).model(), "TopK .*sort them"),
+    "no largest entries": (largest([0]).model(), "TopK .*of 0 entries"),
+    "more entries than there are": (largest([7]).model(), "TopK .*does not fit"),
+    "a label": (one("ArgMax", shape=(1, 4)).model(), "ArgMax .*cut the file before it.* returns 'x'"),
+    "ones for a label": (one("Hardmax", shape=(1, 4)).model(), "Hardmax .*returns 'x'"),
+    "a cubic norm": (one("LpNormalization", p=3).model(), "LpNormalization .*order 3"),
+    "the norm of samples": (one("LpNormalization", axis=0).model(), "LpNormalization .*samples"),
+    "a response of no size": (one("LRN").model(), "LRN .*malformed"),
+    "infinite to no side": (
+        one("IsInf", detect_positive=0, detect_negative=0).model(),
+        "IsInf .*neither sign",
+    ),
+    "a diagonal of images": (one("EyeLike").model(), "EyeLike .*matrices"),
+    "maxima over four axes": (
+        one("MaxPool", shape=(1, 1, 2, 2, 2, 2), kernel_shape=[1, 1, 1, 1]).model(),
+        "MaxPool .*4 axes",
+    ),
     "where the largest entry stands": (places(), "Cast .*reads 'topk_0_1'"),
     "the largest sample": (largest([1], axis=0).model(), "TopK .*samples"),
     "an axis that is not there": (one("ReduceMax", axes=[4]).model(), "ReduceMax .*no axis 4"),
@@ -237,3 +254,54 @@ def test_a_rule_that_mixes_samples_is_caught(
     monkeypatch.setitem(OPERATORS, "Relu", mixing)
     with pytest.raises(UserError, match=message):
         convert(one("Relu", shape=(1, 4)).model())
+
+
+def local_response(x: np.ndarray, size: int, alpha: float, bias: float = 1.0) -> np.ndarray:
+    """LRN entry by entry: onnxruntime refuses even sizes, and ONNX's evaluator misreads it."""
+    out = np.empty_like(x)
+    for channel in range(len(x)):
+        first, last = max(0, channel - (size - 1) // 2), min(len(x) - 1, channel + size // 2)
+        total = (x[first : last + 1] ** 2).sum(0)
+        out[channel] = x[channel] / (bias + alpha / size * total) ** 0.75
+    return out
+
+
+Double = tuple[str, tuple[int, ...], list[object], dict[str, object], Callable[..., np.ndarray]]
+DOUBLES: dict[str, Double] = {
+    "norm 1": (
+        "LpNormalization", (2, 3), [], {"axis": 1}, lambda x: x / np.sqrt((x**2).sum(0, keepdims=True)),
+    ),
+    "local response": (
+        "LRN", (5, 2, 2), [], {"size": 3, "alpha": 0.75, "bias": 1.125},
+        lambda x: local_response(x, 3, 0.75, 1.125),
+    ),
+    "local response of an even size": (
+        "LRN", (5, 2, 2), [], {"size": 4, "alpha": 0.75}, lambda x: local_response(x, 4, 0.75),
+    ),
+    "mean and variance": (
+        "MeanVarianceNormalization", (2, 3, 4), [], {},
+        lambda x: (x - x.mean((1, 2), keepdims=True)) / x.std((1, 2), keepdims=True),
+    ),
+    "two largest": ("TopK", (2, 5), [[2]], {}, lambda x: -np.sort(-x, -1)[:, :2]),
+    "maxima of boxes": (
+        "MaxPool", (1, 2, 2, 2), [], {"kernel_shape": [2, 1, 2]}, lambda x: x.max((1, 3), keepdims=True),
+    ),
+    "remainders": ("Mod", (6,), [0.3], {"fmod": 1}, lambda x: np.fmod(x, 0.3)),
+    "arcsine": ("Asin", (6,), [], {}, np.arcsin),
+    "hyperbolic cosine": ("Cosh", (6,), [], {}, np.cosh),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DOUBLES)
+def test_in_double_precision_an_operator_is_what_numpy_makes_of_its_definition(case: str) -> None:
+    """onnxruntime runs most of these in single precision alone."""
+    name, shape, constants, attributes, expected = DOUBLES[case]
+    file = File(1, *shape, kind=onnx.TensorProto.DOUBLE)
+    more = [file.constant(value) for value in constants]
+    file.add(name, "x", *more, outputs=1 + (name == "TopK"), **attributes)
+    x = points(4, *shape)
+    with torch.no_grad():
+        ours = convert(file.model()).network(x)
+    theirs = np.stack([expected(sample).reshape(-1) for sample in x.numpy()])
+    assert ours.dtype == torch.float64
+    assert torch.allclose(ours, torch.from_numpy(theirs), rtol=1e-12, atol=1e-13)

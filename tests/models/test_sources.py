@@ -284,6 +284,32 @@ def test_an_onnx_file_is_a_model_too(tmp_path: Path) -> None:
     assert opened.notes == ()
 
 
+@pytest.mark.parametrize(("last", "axis"), [("ArgMax", -1), ("ArgMax", 1), ("Hardmax", 1)])
+def test_an_onnx_file_that_returns_labels_is_judged_by_the_scores_behind_them(
+    last: str, axis: int, tmp_path: Path
+) -> None:
+    file = File(1, 1, 6, 6)
+    file.add("Flatten")
+    scores = file.add("MatMul", file.last, file.weights(36, 3))
+    file.add("Squeeze", file.add(last, scores, axis=axis))
+    labels = file.model()
+    labels.graph.output[0].type.tensor_type.elem_type = 7 if last == "ArgMax" else 1
+    path, plain = tmp_path / "labels.onnx", tmp_path / "scores.onnx"
+    path.write_bytes(labels.SerializeToString())
+    del file.nodes[2:]
+    file.last = scores
+    found, expected = (open_model(f"onnx:{p}", images(), 3).classifier for p in (path, file.write(plain)))
+    assert torch.equal(found.logits(images().x), expected.logits(images().x))
+
+
+def test_an_onnx_file_that_returns_a_label_for_each_place_is_no_classifier(tmp_path: Path) -> None:
+    file = File(1, 1, 6, 6)
+    file.add("ArgMax", file.add("Relu", "x"), axis=3)
+    path = file.write(tmp_path / "net.onnx")
+    with pytest.raises(UserError, match="a label for each of 6 places of 'relu_0_0'"):
+        open_model(f"onnx:{path}", images(), 3)
+
+
 @pytest.mark.parametrize(
     ("channels", "shape"),
     [
