@@ -12,6 +12,9 @@ from certify.few import Few
 from models.enclosure import Enclosure
 from models.threat import ThreatModel
 
+# Beyond this, an end of an interval that is no larger than others are gets lost beside its centre.
+FAR, LOST = 1e8, 1e-6
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -43,8 +46,9 @@ class Interval:
 
     @staticmethod
     def around(centre: Tensor, radius: Tensor) -> Interval:
-        """centre -+ radius."""
-        return Interval(centre - radius, centre + radius)
+        """centre -+ radius, and a little more where a centre of that size has lost digits that count."""
+        reach = torch.where(radius > FAR, radius * (1 + LOST), radius)
+        return Interval(centre - reach, centre + reach)
 
     def widened(self, slack: float) -> Interval:
         """Both ends moved outwards by slack (1 + |end|)."""

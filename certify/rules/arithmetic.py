@@ -47,7 +47,9 @@ class ScaleShift(Affine):
 
     def interval(self, *inputs: Interval) -> Interval:
         scale, shift = self.parts(inputs[0].lower)
-        return Interval.around(inputs[0].centre * scale + shift, inputs[0].radius * scale.abs())
+        # End by end: a centre of [0, 1e30], of a reciprocal of which nothing is known, would lose the shift.
+        first, second = inputs[0].lower * scale + shift, inputs[0].upper * scale + shift
+        return Interval(torch.minimum(first, second), torch.maximum(first, second))
 
     def gain(self, gain: Tensor, norm: str) -> Tensor | None:
         return gain * self.parts(gain)[0].abs()

@@ -248,3 +248,34 @@ def test_normalised_values_have_a_largest_size(kind: type[nn.Module]) -> None:
     assert torch.allclose(values[-1].upper, torch.full_like(wide, most))
     reached = layer(torch.tensor([[9e4, 0.0, 0.0, 0.0]])).amax()
     assert float(reached) == pytest.approx(most, rel=1e-4)
+
+
+class OneSided(nn.Module):
+    """1 / x cut off on one side, then behind a layer or a clamp that a number of 1e30 would swallow."""
+
+    def __init__(self, layer: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear, self.layer = nn.Linear(1, 1), layer
+        nn.init.constant_(self.linear.weight, -1.0)
+        nn.init.constant_(self.linear.bias, 6.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = F.relu(torch.reciprocal(x.flatten(1)))
+        z = F.relu(self.layer(self.linear(z)))
+        return torch.cat([z, 0.5 + 0 * z], 1)
+
+
+@pytest.mark.parametrize("name", ["ibp", "crown", "crown-ibp", "alpha-crown"])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_what_is_added_to_a_value_of_which_nothing_is_known_is_not_lost(name: str, sign: float) -> None:
+    """Of [0, 1e30] the centre has no digit left for a 6: 6 - z once was at most 0, and its ReLU 0."""
+    for layer in (lambda z: z, lambda z: 1.0 - z, lambda z: torch.clamp(z, -2.0, 3.0) + 0.25):
+        judged = model(OneSided(layer), classes=2)
+        data = batch(1, (1,), classes=2)
+        data = type(data).of(torch.full_like(data.x, 0.2), torch.full_like(data.y, int(sign < 0)))
+        threat = ThreatModel("linf", 0.3)
+        with torch.no_grad():
+            logits = judged.network(torch.linspace(1e-3, 0.5, 4001)[:, None])
+        margin = sign * (logits[:, 0] - logits[:, 1])
+        lower = CERTIFIERS[name]().run(judged, data, threat, Randomness(0)).lower
+        assert (lower[0, int(sign > 0)] <= margin.min() + 1e-5).all()
