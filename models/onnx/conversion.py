@@ -70,7 +70,8 @@ class Conversion:
         if not within and not any(isinstance(value, Symbol) for value in inputs):
             results: Sequence[Known] = self.folded(inputs)
         else:
-            rule = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+            own = node.domain in ("", "ai.onnx")
+            rule = OPERATORS.get(node.op_type if own else f"{node.domain}:{node.op_type}")
             if rule is None:
                 self.refuse(f"of domain '{node.domain or 'ai.onnx'}' is not understood")
             try:
@@ -230,7 +231,7 @@ OPERATORS: dict[str, Rule] = {}
 
 
 def operator(*names: str) -> Callable[[Rule], Rule]:
-    """Registers the decorated rule for ONNX operators of the default domain."""
+    """Registers the decorated rule for ONNX operators, of the default domain or as DOMAIN:OPERATOR."""
 
     def decorate(rule: Rule) -> Rule:
         for name in names:

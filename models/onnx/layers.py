@@ -64,12 +64,18 @@ def _of(conversion: Conversion, matrix: np.ndarray, value: Symbol) -> Symbol:
 @operator("MatMul")
 def matmul(conversion: Conversion) -> Known:
     """A product with a constant matrix on either side, or of two values."""
-    first, second = conversion.input(0), conversion.input(1)
+    return product(conversion, conversion.input(0), conversion.input(1))
+
+
+def product(conversion: Conversion, first: Known, second: Known) -> Symbol:
+    """The matrix product of two values, or of a value and a constant."""
     if isinstance(first, Symbol) and isinstance(second, np.ndarray):
         return _times(conversion, first, second)
     if isinstance(first, np.ndarray) and isinstance(second, Symbol):
         return _of(conversion, first, second)
-    values = [conversion.symbol(0), conversion.symbol(1)]
+    values = [value for value in (first, second) if isinstance(value, Symbol)]
+    if len(values) < 2:
+        conversion.refuse("lacks an input")
     if min(len(value.shape) for value in values) < 2:
         conversion.refuse("multiplies two values, one of them a vector, which is not understood")
     return conversion.call(torch.matmul, *aligned(conversion, values, inner=2))
@@ -80,8 +86,8 @@ def gemm(conversion: Conversion) -> Known:
     """alpha A B + beta C with A or B constant, either transposed."""
     first, second, added = (conversion.input(place) for place in range(3))
     alpha, beta = float(conversion.attribute("alpha", 1.0)), float(conversion.attribute("beta", 1.0))
-    first = _turned(conversion, first) if conversion.attribute("transA", 0) else first
-    second = _turned(conversion, second) if conversion.attribute("transB", 0) else second
+    first = turned(conversion, first) if conversion.attribute("transA", 0) else first
+    second = turned(conversion, second) if conversion.attribute("transB", 0) else second
     offset = None if added is None or not isinstance(added, np.ndarray) else beta * added
     if isinstance(first, Symbol) and isinstance(second, np.ndarray):
         width = second.shape[1]
@@ -98,7 +104,8 @@ def gemm(conversion: Conversion) -> Known:
     return result if offset is None else combine(conversion, "Add", result, offset)
 
 
-def _turned(conversion: Conversion, value: Known) -> Known:
+def turned(conversion: Conversion, value: Known) -> Known:
+    """The transpose of a matrix."""
     if isinstance(value, np.ndarray):
         return value.T
     if not isinstance(value, Symbol) or len(value.shape) != 2:
@@ -131,23 +138,34 @@ def padded(conversion: Conversion, value: Symbol, before: list[int], after: list
     return conversion.call(F.pad, value, widths)
 
 
-def _weights(conversion: Conversion, layer: nn.Module) -> nn.Module:
-    """A layer with the weight and bias of the current node."""
+def _weights(
+    conversion: Conversion, layer: nn.Module, weight: np.ndarray, bias: np.ndarray | None
+) -> nn.Module:
+    """A layer with this weight and bias."""
     layer = layer.to(conversion.dtype)
-    layer.weight.data = conversion.tensor(conversion.fixed(1))
-    if layer.bias is not None:
-        layer.bias.data = conversion.tensor(conversion.fixed(2))
+    layer.weight.data = conversion.tensor(weight)
+    if bias is not None:
+        layer.bias.data = conversion.tensor(bias)
     return layer
+
+
+def _bias(conversion: Conversion) -> np.ndarray | None:
+    return None if conversion.input(2) is None else conversion.fixed(2)
 
 
 @operator("Conv")
 def convolution(conversion: Conversion) -> Known:
     """Convolutions over one to three axes."""
-    shape = conversion.fixed(1).shape
+    return convolved(conversion, conversion.symbol(), conversion.fixed(1), _bias(conversion))
+
+
+def convolved(conversion: Conversion, value: Symbol, weight: np.ndarray, bias: np.ndarray | None) -> Symbol:
+    """A convolution with the settings of the current node."""
+    shape = weight.shape
     axes = len(shape) - 2
     if axes not in (1, 2, 3):
         conversion.refuse(f"over {axes} axes is not understood")
-    value = conversion.with_samples(conversion.symbol(), axes + 2)
+    value = conversion.with_samples(value, axes + 2)
     kernel = list(shape[2:])
     stride, dilation, before, after = window(conversion, kernel, list(value.shape[2:]))
     if before != after:
@@ -156,9 +174,9 @@ def convolution(conversion: Conversion) -> Known:
     kind: Any = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[axes]
     layer = nn.utils.skip_init(
         kind, shape[1] * groups, shape[0], kernel, stride, before, dilation, groups,
-        bias=conversion.input(2) is not None,
+        bias=bias is not None,
     )  # fmt: skip
-    return conversion.layer(_weights(conversion, layer), value)
+    return conversion.layer(_weights(conversion, layer, weight, bias), value)
 
 
 @operator("ConvTranspose")
@@ -184,7 +202,8 @@ def transposed_convolution(conversion: Conversion) -> Known:
         kind, shape[0], shape[1] * groups, kernel, stride, padding, more, groups,
         bias=conversion.input(2) is not None, dilation=dilation,
     )  # fmt: skip
-    result = conversion.layer(_weights(conversion, layer), value)
+    layer = _weights(conversion, layer, conversion.fixed(1), _bias(conversion))
+    result = conversion.layer(layer, value)
     if before == after:
         return result
     stretches = zip(before, whole, after, strict=True)

@@ -70,7 +70,9 @@ def _windows(conversion: Conversion, value: Symbol) -> list[Windows]:
     return found
 
 
-def _over_planes(conversion: Conversion, pool: Callable[[Conversion, Symbol, Both], Symbol]) -> Symbol:
+def over_planes(
+    conversion: Conversion, value: Symbol, pool: Callable[[Conversion, Symbol, Both], Symbol]
+) -> Symbol:
     """The value pooled by `pool`, which knows planes: a line is one of height 1.
 
     Over three axes first each slice is, and then what is left of a slice is the width of a plane.
@@ -78,7 +80,7 @@ def _over_planes(conversion: Conversion, pool: Callable[[Conversion, Symbol, Bot
     axes = len(conversion.attribute("kernel_shape"))
     if axes not in (1, 2, 3):
         conversion.refuse(f"over {axes} axes is not understood")
-    value = conversion.with_samples(conversion.symbol(), axes + 2)
+    value = conversion.with_samples(value, axes + 2)
     windows = _windows(conversion, value)
     channels = value.shape[1]
     if axes == 1:
@@ -112,7 +114,7 @@ def max_pool(conversion: Conversion) -> Known:
     Where windows reach further over the end than PyTorch's even padding, each entry that they
     would find there repeats one that they hold already, so that the largest stays the same.
     """
-    return _over_planes(conversion, _largest)
+    return over_planes(conversion, conversion.symbol(), _largest)
 
 
 def _largest(conversion: Conversion, value: Symbol, windows: Both) -> Symbol:
@@ -132,10 +134,11 @@ def _largest(conversion: Conversion, value: Symbol, windows: Both) -> Symbol:
 @operator("AveragePool")
 def average_pool(conversion: Conversion) -> Known:
     """Average pooling: zeros are added, then each window's mean is corrected where fewer entries count."""
-    return _over_planes(conversion, _mean)
+    return over_planes(conversion, conversion.symbol(), means)
 
 
-def _mean(conversion: Conversion, value: Symbol, windows: Both) -> Symbol:
+def means(conversion: Conversion, value: Symbol, windows: Both) -> Symbol:
+    """The mean of each window of a plane."""
     if any(axis.dilation != 1 for axis in windows):
         conversion.refuse("with dilation is not understood")
     kernel, stride, before = (

@@ -33,8 +33,13 @@ def quantise(conversion: Conversion) -> Known:
         zero = _along_axis(conversion, value, 2)
     if zero.dtype.kind not in "iu":
         conversion.refuse(f"to {zero.dtype} is not understood: use integers")
-    levels = np.iinfo(zero.dtype)
     scaled = combine(conversion, "Div", value, _along_axis(conversion, value, 1).astype(np.float64))
+    return rounded(conversion, scaled, zero)
+
+
+def rounded(conversion: Conversion, scaled: Symbol, zero: np.ndarray) -> Symbol:
+    """round(z) + zero point, between the least and the largest number of the zero point's type."""
+    levels = np.iinfo(zero.dtype)
     moved = combine(conversion, "Add", conversion.call(torch.round, scaled), zero.astype(np.float64))
     return conversion.call(torch.clamp, moved, float(levels.min), float(levels.max))
 

@@ -24,6 +24,7 @@ import models.onnx.choice
 import models.onnx.control
 import models.onnx.einsum
 import models.onnx.indexing
+import models.onnx.integers
 import models.onnx.layers
 import models.onnx.normalisation
 import models.onnx.pooling

@@ -49,7 +49,11 @@ class File:
             [helper.make_tensor_value_info(self.last, self.kind, None)],
             self.constants,
         )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        return helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)],
+            ir_version=8,
+        )
 
     def write(self, path: Path, opset: int = 13) -> Path:
         """Writes the model to `path`."""
