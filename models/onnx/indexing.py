@@ -34,7 +34,7 @@ def gather(conversion: Conversion) -> Known | tuple[Known, ...]:
     return conversion.reshaped(row, (*value.shape[:axis], *places.shape, *value.shape[axis + 1 :]))
 
 
-@operator("GatherND", "GatherElements", "ScatterND", "ScatterElements")
+@operator("GatherND", "GatherElements", "ScatterND", "ScatterElements", "ReverseSequence")
 def by_numbers(conversion: Conversion) -> Symbol:
     """Entries of the data, or of the updates put into it, by constant indices, each at most once."""
     if conversion.attribute("reduction", "none") != "none":

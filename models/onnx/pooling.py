@@ -158,6 +158,41 @@ def means(conversion: Conversion, value: Symbol, windows: Both) -> Symbol:
     return pooled
 
 
+@operator("LpPool")
+def norm_pool(conversion: Conversion) -> Known:
+    """The lp norm of each window."""
+    order = int(conversion.attribute("p", 2))
+    if order < 1:
+        conversion.refuse(f"by the norm of order {order} is not understood")
+    value = conversion.call(torch.square if order == 2 else torch.abs, conversion.symbol())
+    if order > 2:
+        value = conversion.call(torch.pow, value, float(order))
+    total = over_planes(conversion, value, _total)
+    if order == 1:
+        return total
+    return conversion.call(torch.sqrt, total) if order == 2 else conversion.call(torch.pow, total, 1 / order)
+
+
+def _total(conversion: Conversion, value: Symbol, windows: Both) -> Symbol:
+    if any(axis.dilation != 1 for axis in windows):
+        conversion.refuse("with dilation is not understood")
+    kernel, stride, before = (
+        [getattr(axis, name) for axis in windows] for name in ("kernel", "stride", "before")
+    )
+    value = padded(conversion, value, before, [max(0, axis.over) for axis in windows])
+    pooled = _counted(conversion, conversion.call(F.avg_pool2d, value, kernel, stride), windows)
+    return conversion.call(python.mul, pooled, float(math.prod(kernel)))
+
+
+@operator("GlobalLpPool")
+def global_norm(conversion: Conversion) -> Known:
+    """The lp norm of each channel."""
+    value = conversion.symbol()
+    value = conversion.with_samples(value, len(value.shape))
+    dims = tuple(range(2, len(value.shape)))
+    return conversion.call(torch.linalg.vector_norm, value, float(conversion.attribute("p", 2)), dims, True)
+
+
 @operator("GlobalAveragePool", "GlobalMaxPool")
 def global_pooling(conversion: Conversion) -> Known:
     """One entry per channel."""

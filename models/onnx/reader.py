@@ -33,7 +33,9 @@ import models.onnx.recurrent
 import models.onnx.reductions
 import models.onnx.remainder
 import models.onnx.resizing
+import models.onnx.sampling
 import models.onnx.shapes
+import models.onnx.transformers
 import models.onnx.triangles  # noqa: F401
 from models.errors import NotApplicable, UserError
 from models.onnx.chain import as_chain

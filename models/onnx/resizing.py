@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from models.onnx.conversion import Conversion, Known, Symbol, operator
 from models.onnx.layers import linear
+from models.onnx.shapes import cut
 
 NEAREST: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "round_prefer_floor": lambda x: np.ceil(x - 0.5),
@@ -99,6 +101,25 @@ def resize(conversion: Conversion) -> Known:
         matrix = _matrix(size, coordinates, rounding if mode == "nearest" else None)
         value = along(conversion, value, conversion.dimension(value, axis), matrix)
     return value
+
+
+@operator("CenterCropPad")
+def centre(conversion: Conversion) -> Known:
+    """The middle of some axes, or the value in the middle of zeros."""
+    value, wanted = conversion.symbol(), conversion.fixed(1).tolist()
+    axes = conversion.attribute("axes", range(len(value.shape)))
+    widths = [0, 0] * (value.example.dim() - 1)
+    for axis, size in zip(axes, wanted, strict=True):
+        more = int(size) - value.shape[axis]
+        if not more:
+            continue
+        dim = conversion.dimension(value, axis)
+        if more < 0:
+            value = cut(conversion, value, {dim: slice(-more // 2, -more // 2 + int(size))})
+        else:
+            place = 2 * (value.example.dim() - 1 - dim)
+            widths[place : place + 2] = [more // 2, more - more // 2]
+    return conversion.call(F.pad, value, widths) if any(widths) else value
 
 
 @operator("DepthToSpace")
