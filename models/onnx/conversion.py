@@ -86,8 +86,14 @@ class Conversion:
         names = [name for name in self.current.input if name]
         given = {name: value for name, value in zip(self.current.input, inputs, strict=True) if name}
         empty = helper.make_tensor_value_info
+        node = self.current
+        if node.domain == "com.microsoft" and node.op_type == "DequantizeLinear":
+            # onnxruntime's, for types that older opsets lack.
+            node = NodeProto()
+            node.CopyFrom(self.current)
+            node.domain = ""
         graph = helper.make_graph(
-            [self.current],
+            [node],
             "constant",
             [
                 empty(name, helper.np_dtype_to_tensor_dtype(np.asarray(given[name]).dtype), None)
@@ -98,7 +104,7 @@ class Conversion:
         versions = dict(self.opsets)
         if self.current.op_type == "DequantizeLinear":
             # The evaluator knows it from here on alone, and older ones mean the same.
-            versions[""] = max(versions.get("", 1), 19)
+            versions[""] = max(versions.get("", 1), 21 if self.current.domain else 19)
         opsets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
         try:
             found = ReferenceEvaluator(helper.make_model(graph, opset_imports=opsets)).run(None, given)

@@ -23,7 +23,7 @@ def _along_axis(conversion: Conversion, value: Symbol, place: int) -> np.ndarray
     return found.reshape(-1, *[1] * (len(value.shape) - axis - 1))
 
 
-@operator("QuantizeLinear")
+@operator("QuantizeLinear", "com.microsoft:QuantizeLinear")
 def quantise(conversion: Conversion) -> Known:
     """round(z / scale) + zero point, between the least and the largest number of its type."""
     value = conversion.symbol()
@@ -44,7 +44,7 @@ def rounded(conversion: Conversion, scaled: Symbol, zero: np.ndarray) -> Symbol:
     return conversion.call(torch.clamp, moved, float(levels.min), float(levels.max))
 
 
-@operator("DequantizeLinear")
+@operator("DequantizeLinear", "com.microsoft:DequantizeLinear")
 def dequantise(conversion: Conversion) -> Known:
     """(z - zero point) scale."""
     value = conversion.symbol()

@@ -96,6 +96,7 @@ def quantised(
             quantize_static(
                 plain, path, Calibration(), quant_format=QuantFormat[way], per_channel=channels,
                 activation_type=QuantType[activations], weight_type=QuantType[weights],
+                extra_options={"UseQDQContribOps": activations == "QUInt16"},
             )  # fmt: skip
     finally:
         logging.disable(logging.NOTSET)
@@ -109,6 +110,7 @@ def quantised(
         ("QOperator", "QUInt8", "QUInt8", False),
         ("QOperator", "QInt8", "QInt8", True),
         ("QDQ", "QInt8", "QInt8", True),
+        ("QDQ", "QUInt16", "QInt16", False),
         ("dynamic", "QUInt8", "QUInt8", False),
         ("dynamic", "QUInt8", "QInt8", True),
     ],
@@ -117,7 +119,9 @@ def test_what_onnxruntimes_quantiser_writes_gives_its_numbers_and_is_bounded(
     way: str, activations: str, weights: str, channels: bool, tmp_path: Path
 ) -> None:
     path = quantised(tmp_path, way, activations, weights, channels)
-    kinds = {node.op_type for node in onnx.load(path).graph.node}
+    nodes = onnx.load(path).graph.node
+    kinds = {node.op_type for node in nodes}
+    assert any(node.domain == MICROSOFT for node in nodes) == (way == "QOperator" or activations == "QUInt16")
     assert {"QOperator": "QLinearConv", "QDQ": "QuantizeLinear", "dynamic": "ConvInteger"}[way] in kinds
     network = read(path)
     x = torch.rand(100, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
