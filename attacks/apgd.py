@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -76,12 +77,12 @@ class Ascent:
     kept: Tensor
     sparsity: Tensor
 
-    @staticmethod
-    def start(batch: Batch, rows: Tensor, z: Tensor, target: Tensor, size: float) -> Ascent:
+    @classmethod
+    def start(cls, batch: Batch, rows: Tensor, z: Tensor, target: Tensor, size: float) -> Self:
         """The state before the first look at the model, with steps of length `size`."""
         zeros = torch.zeros(len(rows), device=z.device)
         entries = float(z[0].numel())
-        return Ascent(
+        return cls(
             rows=rows,
             x=batch.x[rows],
             y=batch.y[rows],
@@ -172,12 +173,13 @@ def ascend(
     *,
     objective: Objective,
     steps: int,
+    kind: type[Ascent] = Ascent,
 ) -> tuple[Tensor, Tensor]:
     """APGD from `start` (k, ...) on the samples `rows`; each leaves when it is clearly misclassified.
 
     Returns the misclassified point, or else the one of greatest loss (k, ...), and which it is (k,).
     """
-    state = Ascent.start(batch, rows, start, target, threat.radius * (1 if threat.norm == "l1" else 2))
+    state = kind.start(batch, rows, start, target, threat.radius * (1 if threat.norm == "l1" else 2))
     final, broken = start.clone(), torch.zeros(len(rows), dtype=torch.bool, device=start.device)
     place = torch.arange(len(rows), device=start.device)
     every = max(round(0.04 * steps), 1)
@@ -223,20 +225,21 @@ class APGD(Attack):
     """
 
     paper = "Croce, Hein 2020, 2003.01690"
-    norms = ("linf", "l2", "l1")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     cost = Cost.MEDIUM
 
     steps: int = 100
     restarts: int = 1
     loss: str = "ce"
     targets: int = 9
+    kind: ClassVar[type[Ascent]] = Ascent
 
     def __post_init__(self) -> None:
         known = (*LOSSES, "targeted")
         if self.loss not in known:
-            raise UserError(f"apgd has no loss '{self.loss}': it has {', '.join(known)}")
+            raise UserError(f"{self.name} has no loss '{self.loss}': it has {', '.join(known)}")
         if min(self.steps, self.restarts, self.targets) < 1:
-            raise UserError("apgd needs steps, restarts and targets of at least 1")
+            raise UserError(f"{self.name} needs steps, restarts and targets of at least 1")
 
     def propose(
         self, model: GradientAccess, batch: Batch, threat: ThreatModel, randomness: Randomness, fitted: None
@@ -260,6 +263,7 @@ class APGD(Attack):
                 threat,
                 objective=self._objective(),
                 steps=self.steps if run else max(self.steps - spent, 1),
+                kind=self.kind,
             )
             replace = broken if run else torch.ones_like(broken)
             best[rows] = torch.where(per_sample(replace, found), found, best[rows])
