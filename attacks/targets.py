@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks.access import GradientAccess
+from attacks.access import GradientAccess, ScoreAccess
 from attacks.losses import least_likely
 from models.base import Batch
 from models.errors import UserError
@@ -21,7 +21,7 @@ def check_target(target: str, attack: str, *words: str) -> None:
         raise UserError(f"{attack} has no target {target!r}: write {known} or a class number like '3'")
 
 
-def targets(model: GradientAccess, batch: Batch, target: str) -> Tensor | None:
+def targets(model: GradientAccess | ScoreAccess, batch: Batch, target: str) -> Tensor | None:
     """The class to drive each sample at (n,) int64, None for `target` "none".
 
     "least-likely" costs one forward pass. Raises UserError for a class that the model does not have
