@@ -72,6 +72,7 @@ def attack(name: str) -> Attack:
     small["sign-opt"] = {"queries": 600}
     small["simba"] = {"queries": 150}
     small["rays"] = {"queries": 400}
+    small["salt-and-pepper"] = {"queries": 150}
     small |= {"acg": {"steps": 15}, "genattack": {"queries": 200}, "pixle": {"queries": 150}}
     small["turtle"] = {"steps": 10, "draws": 2}
     small["rp2"] = {"steps": 10, "draws": 4}
