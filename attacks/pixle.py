@@ -64,7 +64,7 @@ def rearranged(
     old = changed & ~torch.zeros_like(changed).scatter(1, place, inside)
     draws = randomness.child("back").uniform(index, z.shape[1:2]).masked_fill(~old, -1.0)
     rank = draws.argsort(1, descending=True).argsort(1)
-    back = old & (rank < (changed.sum(1) - count)[:, None])
+    back = rank < (changed.sum(1) - count)[:, None]
     return torch.where(back[:, :, None], x, moved)
 
 

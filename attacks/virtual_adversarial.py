@@ -42,7 +42,7 @@ class VirtualAdversarial(Attack):
     paper: once): power iteration on the Hessian of the divergence, which has neither value nor slope at x. No
     label is used. The divergence is as large on both sides to second order: x + eps d is asked about, then
     x - eps d, and the one with another prediction, else of larger divergence, is handed over, where the paper
-    takes the first. xi is `width` box widths; the paper's 1e-6 is lost in the rounding of float32. Points
+    takes the first. xi is `width` box widths; the paper's 1e-6 drowns in the rounding of float32. Points
     are clipped to the box, which the paper leaves out, and what it blocks of the last step is spent on the
     other entries.
     Source: Miyato, Maeda, Koyama, Nakae, Ishii 2016, 1507.00677, algorithm 1.

@@ -163,6 +163,14 @@ def test_black_images_are_left():
     assert 0.25 < float(result.distance) < 0.27
 
 
+def test_what_a_bound_blocks_is_left_out_of_the_step():
+    """One entry of four can move: the step is as long as it must be along that one."""
+    model = linear(torch.tensor([[0.0] * 4, [1.0, -1.0, -1.0, -1.0]]), torch.tensor([0.1, 0.0]))
+    result = search(model, Batch.of(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64)), eta=1.0)
+    assert float(result.distance) == pytest.approx(0.1, rel=0.01)
+    assert int(result.forward) <= 3
+
+
 def test_a_place_without_a_slope_is_no_reason_to_crash_and_costs_one_look():
     class Flat(nn.Module):
         def forward(self, x):

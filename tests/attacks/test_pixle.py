@@ -66,6 +66,8 @@ def test_at_most_so_many_pixels_differ_and_the_oldest_give_way():
         moved = rearranged(z, x, Patches(5, 8, 2, 3), count, torch.arange(1), Randomness(seed))
         fresh = (moved != z) & (moved != x)
         assert int((moved != x).sum()) <= count
+        source, inside = Patches(5, 8, 2, 3).places(torch.arange(1), Randomness(seed).child("patch"))
+        assert set(source[inside][:count].tolist()) <= set(moved.flatten().tolist())
         assert bool(((moved == z) | (moved == x) | fresh).all())
         z = moved
     assert int((z != x).sum()) >= count - 2

@@ -79,12 +79,14 @@ def test_one_step_by_hand():
     assert set(signs) == {0, 1}
 
 
-def test_two_classes_fall_where_they_can_in_the_box():
+@pytest.mark.parametrize("corners", [False, True])
+def test_two_classes_fall_where_they_can_in_the_box(corners):
     """The divergence of two classes curves along w alone; what the box blocks is spent elsewhere."""
     model = random_linear(2, 30)
-    batch = labelled(model, images(60, (30,)))
+    x = images(60, (30,))
+    batch = labelled(model, (x > 0.5).float() if corners else x)
     weight = model.network.weight.detach()
-    for eps in (0.1, 0.3):
+    for eps in (0.1, 0.3, 0.6):
         threat = ThreatModel("l2", eps)
         worst = threat.furthest(batch.x, (weight[1] - weight[0]) * (1 - 2 * batch.y[:, None]))
         can = model.logits(worst).argmax(1) != batch.y
