@@ -264,13 +264,13 @@ class _Auditor:
 
     def _search(self, rows: Tensor, start: Tensor, queries: int) -> tuple[Tensor, Tensor, float]:
         """Points (k, ...), which of them break `rows` (k,), and the median gain over that up to `start`."""
-        rows = rows.to(self.batch.y.device)
         view, y = ScoreAccess(self.model, len(self.batch)), self.batch.y[rows]
         stream = self.randomness.child("search", queries)
         with frozen(self.model), torch.no_grad():
             moved, broken, _ = random_search(
-                view, self.batch, rows, self.threat, stream, queries=queries, first=0.2, start=start
-            )
+                view, self.batch, rows.to(y.device), self.threat, stream,
+                queries=queries, first=0.2, start=start,
+            )  # fmt: skip
             broken &= verdict(self.model, moved, y)[1]  # of many looks at a random model some are lucky
             margins = [margin(self.model.logits(x), y) for x in (self.batch.x[rows], start, moved)]
         gain = (margins[1] - margins[2]) / (margins[0] - margins[1]).clamp(min=1e-6 * margins[0].abs().max())
@@ -278,10 +278,9 @@ class _Auditor:
 
     def _noise(self) -> Tensor:
         """Which samples (n,) some of 10 random points of the ball's surface break."""
-        broken = torch.zeros(len(self.batch), dtype=torch.bool)
+        broken = self._none()
         for draw in range(NOISES):
-            stream = self.randomness.child("noise", draw)
-            x = self.batch.x
+            stream, x = self.randomness.child("noise", draw), self.batch.x
             corner = stream.sign(self.batch.index, x.shape[1:]).to(x)
             moved = self.threat.project(x, x + self.threat.box.width * corner)
             with frozen(self.model), torch.no_grad():
