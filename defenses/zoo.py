@@ -155,7 +155,7 @@ def make(
     if name.inputs:
         raise UserError(f"{', '.join(name.inputs)} is not trained: train {name.trained}")
     architecture, defense = name.parts()
-    recipe, family = _recipe(architecture, defense), FAMILIES[architecture.data]
+    recipe, family = recipe_of(architecture, defense), FAMILIES[architecture.data]
     data, test = training_data(family, root, download), load_data(family.test, root, download)
     check_training(data, test, architecture)
     network, start = new_network(architecture, seed), name.start
@@ -191,7 +191,7 @@ def make(
     resume.unlink(missing_ok=True)
 
 
-def _recipe(architecture: Architecture, defense: Defense) -> Recipe:
+def recipe_of(architecture: Architecture, defense: Defense) -> Recipe:
     """How `defense` trains, on images that vary as the architecture's own recipe has them."""
     varied = {"augmentation": architecture.recipe.augmentation}
     return defense.recipe(architecture).model_copy(update=varied)

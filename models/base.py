@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import UserError
+from models.precision import full_precision
 from models.threat import UNIT_BOX, Box
 
 
@@ -133,7 +134,7 @@ class Classifier(nn.Module):
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluates `model` in eval mode without parameter gradients, then restores every flag.
+    """Evaluates `model` in eval mode, full precision, without parameter gradients; then restores all flags.
 
     Computed parameters, as a deep copy of a TorchScript module has them, stay as they are.
     """
@@ -143,7 +144,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
     for parameter, _ in grads:
         parameter.requires_grad_(False)
     try:
-        yield
+        with full_precision():
+            yield
     finally:
         for module, mode in modes:
             module.training = mode

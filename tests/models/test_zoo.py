@@ -14,7 +14,7 @@ import torch
 from bench.weights import card_hash
 from defenses.base import DEFENSES
 from defenses.training import accuracy
-from defenses.zoo import ModelName, load
+from defenses.zoo import ModelName, load, recipe_of
 from models.architecture import MODELS
 from models.base import Classifier
 from models.checkpoint import SHIPPED, ModelCard, places, read_card
@@ -68,7 +68,7 @@ def test_a_cards_recipe_is_that_of_the_project(name: str) -> None:
     """What `bench train` would do today is what made the shipped weights."""
     card = card_of(name)
     architecture, defense = ModelName.parse(name).parts()
-    assert Recipe.model_validate(card.recipe) == defense.recipe(architecture)
+    assert Recipe.model_validate(card.recipe) == recipe_of(architecture, defense)
     assert card.defense == {"name": defense.name, **defense.parameters()}
 
 
