@@ -18,19 +18,21 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 
 class Backend:
-    """What torch asks of a device's module: there is one such device, and nothing random lives on it."""
+    """What torch asks of a device's module: there is one while it is `present`; nothing random lives on it."""
+
+    present = False
 
     def is_initialized(self) -> bool:
         return True
 
     def is_available(self) -> bool:
-        return True
+        return self.present
 
     def current_device(self) -> int:
         return 0
 
     def device_count(self) -> int:
-        return 1
+        return int(self.present)
 
     def _is_in_bad_fork(self) -> bool:
         return False
@@ -48,7 +50,8 @@ class Backend:
         """Nothing to set."""
 
 
-_setup_privateuseone_for_python_backend("elsewhere", Backend())
+BACKEND = Backend()
+_setup_privateuseone_for_python_backend("elsewhere", BACKEND)
 # Without kernels of its own, reduced precision is the device's ordinary one.
 AUTOCAST = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
 AUTOCAST.fallback(torch.library.fallthrough_kernel)
@@ -150,11 +153,13 @@ def another_device() -> Iterator[Callable[[Any], Any]]:
     )
     # A module's .double() makes new parameters: the old one's `inner` would keep its precision.
     torch.__future__.set_overwrite_module_params_on_conversion(True)
+    BACKEND.present = True
     # What torch.tensor(..., device=) makes is made on the CPU and then moved, in sight of Dispatch.
     torch._C._set_only_lift_cpu_tensors(True)
     try:
         with Dispatch():
             yield lambda part: part.to(ELSEWHERE)
     finally:
+        BACKEND.present = False
         torch._C._set_only_lift_cpu_tensors(lifted)
         torch.__future__.set_overwrite_module_params_on_conversion(overwritten)

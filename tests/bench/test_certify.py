@@ -385,9 +385,9 @@ def test_mistakes_are_one_line_and_exit_code_2(folder: Path, capsys: pytest.Capt
     (folder / "binary.csv").write_bytes(b"\xff\xfe\n")
     (folder / "good.csv").write_text("net.onnx,fails.vnnlib,30\n", encoding="utf-8")
     fails, good = ("--vnnlib", folder / "fails.vnnlib"), ("--batch", folder / "good.csv")
-    top = File(1, 2)
-    top.add("TopK", "x", top.constant([2]), outputs=2)
-    top.write(folder / "top.onnx")
+    found = File(1, 2)
+    found.add("NonZero", "x")
+    found.write(folder / "found.onnx")
     cases = {
         "--timeout must be above 0 seconds, not 0": (*net, *holds, "--timeout", 0),
         "--timeout must be above 0 seconds, not -3": (*net, *holds, "--timeout", -3),
@@ -405,7 +405,7 @@ def test_mistakes_are_one_line_and_exit_code_2(folder: Path, capsys: pytest.Capt
         "declares 3 inputs, but the network": (*net, "--vnnlib", folder / "wide.vnnlib"),
         "declares 5 outputs, but the network": (*net, "--vnnlib", folder / "many.vnnlib"),
         "line 9: 'one' is neither": (*net, "--vnnlib", folder / "bad.vnnlib"),
-        "ONNX operator TopK": ("--onnx", folder / "top.onnx", *holds),
+        "ONNX operator NonZero": ("--onnx", folder / "found.onnx", *holds),
     }
     for message, arguments in cases.items():
         code, shown, errors = inside(capsys, *arguments)
