@@ -20,6 +20,7 @@ from attacks.adversarial_batch import AdversarialBatch, side_by_side
 from models.base import Batch, Classifier, check_inputs, check_logits, frozen, margin
 from models.cost import Cost
 from models.errors import UserError
+from models.halving import fitted_size, in_pieces
 from models.randomness import Randomness
 from models.registry import Registry
 from models.threat import ThreatModel, check_reach, per_sample
@@ -27,6 +28,8 @@ from models.transformation import Transformation
 
 ROUNDING = 1e-5
 DRAWS = 15
+# Samples that are attacked together on a CPU.
+BATCH = 256
 # Parameters that count something: an attack of fewer than none would look at no point and break nothing.
 COUNTS = ("steps", "restarts", "rounds", "halvings", "patience", "bounds", "bound_steps", "targets", "passes")
 VIEWS: dict[str, type[Access]] = {"gradients": GradientAccess, "scores": ScoreAccess, "labels": LabelAccess}
@@ -85,24 +88,26 @@ class Attack(ABC):
         randomness: Randomness,
         aside: Batch | None = None,
         *,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         history: bool = False,
     ) -> AdversarialBatch:
         """Attacks every sample of `batch` within `threat` and judges the result; `history` keeps its losses.
 
+        At most `batch_size` samples at a time, as many as are fast if None, fewer where memory runs out.
         Raises UserError for a norm the attack lacks, a missing eps or one beyond the box, inputs outside it,
         labels out of range, or a model that returns NaN or probabilities; NotApplicable for one without a
         gradient.
         """
         self._check(threat, aside)
-        _check_work(model, batch, threat, batch_size)
+        size = fitted_size(batch.x.device, BATCH) if batch_size is None else batch_size
+        _check_work(model, batch, threat, size)
         with frozen(model):
             fitting = VIEWS[self.access](model, 0)
             fitted = self.fit(fitting, aside, threat, randomness.child("fit")) if aside is not None else None
-            pieces = [
-                self._attack(model, piece, threat, randomness, fitted, history)
-                for piece in batch.split(batch_size)
-            ]
+            pieces = in_pieces(
+                lambda part: self._attack(model, batch[part], threat, randomness, fitted, history),
+                len(batch), size,
+            )  # fmt: skip
         joined = {name: torch.cat([getattr(piece, name) for piece in pieces]) for name in _PER_SAMPLE}
         return AdversarialBatch(
             **joined,

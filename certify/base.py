@@ -14,12 +14,16 @@ from torch import Tensor
 from models.base import Batch, Classifier, check_inputs, check_logits, frozen, margin
 from models.cost import Cost
 from models.errors import UserError
+from models.halving import fitted_size, in_pieces
 from models.randomness import Randomness
 from models.registry import Registry
 from models.threat import ThreatModel, per_sample
 from models.transformation import Transformation
 
 TOLERANCE = 1e-5
+
+# Samples that are bounded together on a CPU.
+BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -124,10 +128,11 @@ class Certifier(ABC):
         threat: ThreatModel,
         randomness: Randomness,
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
     ) -> Certificate:
         """Bounds every margin of `batch` over `threat` and decides which samples are certified.
 
+        At most `batch_size` samples at a time, as many as are fast if None, fewer where memory runs out.
         Raises UserError for a norm the certificate lacks, a missing eps or bad inputs.
         """
         if threat.norm not in self.norms:
@@ -136,8 +141,11 @@ class Certifier(ABC):
         if threat.eps is None:
             raise UserError(f"certificate '{self.name}' needs an eps")
         check_inputs(batch, model, threat.box)
+        size = fitted_size(batch.x.device, BATCH) if batch_size is None else batch_size
         with frozen(model):
-            pieces = [self._piece(model, piece, threat, randomness) for piece in batch.split(batch_size)]
+            pieces = in_pieces(
+                lambda part: self._piece(model, batch[part], threat, randomness), len(batch), size
+            )
         return _joined(pieces, self.confidence)
 
     def _piece(

@@ -10,7 +10,6 @@ from torch import Tensor
 from certify.base import Certifier, register_certifier
 from certify.folded import folded_network
 from certify.folding import undecided_counts, undecided_neurons
-from certify.halving import in_halves
 from certify.ibp import margin_rows
 from certify.lp import over_nodes, triangles
 from certify.prepare import prepare
@@ -19,6 +18,7 @@ from certify.stacked import Stack, climbed_slopes
 from certify.witness import recheck
 from models.base import Batch, Classifier
 from models.cost import Cost
+from models.halving import in_pieces
 from models.randomness import Randomness
 from models.threat import ThreatModel
 
@@ -116,11 +116,12 @@ class FastLinearProgram(Certifier):
         self, relaxation: Relaxation, y: Tensor, known: Tensor, order: Tensor, chunk: slice
     ) -> Tensor:
         def climbed(part: slice) -> Tensor:
-            chosen = order[part]
+            chosen = order[chunk][part]
             proved = climbed_margins(
                 relaxation.select(chosen), y[chosen], known.shape[1], rounds=self.rounds, goal=self.goal,
                 stop=0.0 if self.only_open else torch.inf,
             )  # fmt: skip
             return torch.maximum(known[chosen], proved)
 
-        return in_halves(climbed, chunk)
+        count = chunk.stop - chunk.start
+        return torch.cat(in_pieces(climbed, count, count))

@@ -18,7 +18,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 
 class Backend:
-    """What torch asks of a device's module: there is one while it is `present`; nothing random lives on it."""
+    """What torch asks of a device's module: there is one while it is `present`; nothing on it is random."""
 
     present = False
 

@@ -3,12 +3,10 @@
 import pytest
 import torch
 
-from certify import halving
 from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.crown import Crown
 from certify.folded import folded_network
 from certify.folding import undecided_counts
-from certify.halving import in_halves
 from certify.ibp import margin_rows
 from certify.lp import LinearProgram
 from certify.lp_fast import MEMORY, FastLinearProgram, chunks
@@ -145,31 +143,6 @@ def test_chunks_cover_every_sample_within_the_budget():
         count, widest = part.stop - part.start, max(sizes[part])
         assert count == 1 or 4 * count * (widest + 80) * (widest + 784) <= MEMORY
     assert chunks([], 784, 10) == []
-
-
-def test_a_batch_that_does_not_fit_halves_itself():
-    seen = []
-
-    def work(part):
-        seen.append(part.stop - part.start)
-        if seen[-1] > 3:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
-        return torch.arange(part.start, part.stop)
-
-    assert in_halves(work, slice(2, 12)).tolist() == list(range(2, 12))
-    assert seen == [10, 5, 2, 3, 5, 2, 3]
-
-    def never(part):
-        raise torch.OutOfMemoryError(halving.FULL[0])
-
-    with pytest.raises(torch.OutOfMemoryError):
-        in_halves(never, slice(0, 4))
-
-    def wrong(part):
-        raise RuntimeError("shapes do not match")
-
-    with pytest.raises(RuntimeError, match="shapes"):
-        in_halves(wrong, slice(0, 4))
 
 
 def test_other_norms_and_operations_are_refused():
