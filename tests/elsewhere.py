@@ -6,7 +6,7 @@ refused here too: tensors of two devices in one operation, a CPU generator, nump
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -112,7 +112,7 @@ def _carried_out(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         moved = bool(there) if func is not aten.copy_.default else isinstance(args[0], Elsewhere)
     generator = kwargs.get("generator")
     if generator is not None and moved:
-        raise RuntimeError(f"{func}: expected a 'elsewhere' device type for generator but found 'cpu'")
+        raise RuntimeError(f"{func}: expected an 'elsewhere' generator but found one of the cpu")
     plain_args, plain_kwargs = tree_map(_inner, (args, kwargs))
     if kwargs.get("pin_memory"):
         plain_kwargs["pin_memory"] = False
@@ -145,8 +145,8 @@ def _check(func: Any, args: Any, tensors: list[Tensor], there: list[Elsewhere]) 
 
 
 @contextmanager
-def another_device() -> Iterator[Callable[[Any], Any]]:
-    """Within it, ELSEWHERE is there; yields what moves a tensor or a module to it."""
+def another_device() -> Iterator[None]:
+    """Within it, ELSEWHERE is there, and `.to(ELSEWHERE)` moves a tensor or a module to it."""
     lifted, overwritten = (
         torch._C._only_lift_cpu_tensors(),
         torch.__future__.get_overwrite_module_params_on_conversion(),
@@ -158,7 +158,7 @@ def another_device() -> Iterator[Callable[[Any], Any]]:
     torch._C._set_only_lift_cpu_tensors(True)
     try:
         with Dispatch():
-            yield lambda part: part.to(ELSEWHERE)
+            yield
     finally:
         BACKEND.present = False
         torch._C._set_only_lift_cpu_tensors(lifted)
