@@ -36,24 +36,25 @@ def in_pieces(work: Callable[[slice], T], count: int, size: int) -> list[T]:
     start = 0
     while start < count:
         stop = min(start + size, count)
-        piece = _fitting(work, slice(start, stop))
+        piece, reason = _fitting(work, slice(start, stop))
         if piece:
             found += piece
             start = stop
         elif stop - start > 1:
             size = (stop - start) // 2
         else:
-            raise NoRoom("memory ran out on a single sample: free some, or take a smaller network or image")
+            raise NoRoom(f"memory ran out on one sample ({reason}): free some, or take a smaller network")
     return found
 
 
-def _fitting(work: Callable[[slice], T], samples: slice) -> list[T]:
-    """What `work` gives for `samples`, or nothing where its memory ran out, none of which is then held."""
+def _fitting(work: Callable[[slice], T], samples: slice) -> tuple[list[T], str]:
+    """What `work` gives for `samples`; where memory ran out nothing, and why, with nothing held any more."""
     try:
-        return [work(samples)]
+        return [work(samples)], ""
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(part in str(error).lower() for part in FULL):
             raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return []
+    return [], reason

@@ -45,6 +45,9 @@ KINDS = (
     Kind("fab", "l2", True, 1.05),
     Kind("fab", "linf", True, 1.05),
     Kind("fab", "l1", True, 1.05),
+    Kind("acg", "linf", False),
+    Kind("acg", "l2", False),
+    Kind("sparsefool", "l1", True, 1.25),
 )
 
 

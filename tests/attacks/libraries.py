@@ -102,6 +102,7 @@ def torchattacks(kind: Kind) -> Run | None:
         "fab l2": fab,
         "fab linf": fab,
         "fab l1": fab,
+        "sparsefool l1": lambda net, eps: library.SparseFool(net),
     }
     maker = makers.get(kind.title)
     if maker is None:
@@ -130,6 +131,9 @@ def art(kind: Kind) -> Run | None:
         "deepfool l2": lambda model, eps: evasion.DeepFool(model, max_iter=50, epsilon=0.02, verbose=False),
         "cw l2": lambda model, eps: evasion.CarliniL2Method(
             model, max_iter=100, binary_search_steps=10, batch_size=64, verbose=False
+        ),
+        "acg": lambda model, eps: evasion.AutoConjugateGradient(
+            model, norm=order, eps=eps, eps_step=eps / 5, max_iter=100, nb_random_init=1, verbose=False
         ),
         "ead l1": lambda model, eps: evasion.ElasticNet(
             model, max_iter=200, decision_rule="L1", batch_size=64, verbose=False

@@ -200,7 +200,11 @@ ERRORS = {
     "a bug": (RuntimeError("no such thing\nsecond line"), "failed", "RuntimeError: no such thing"),
     "a bug without words": (AssertionError(), "failed", "AssertionError: "),
     "a mistake": (UserError("weights are absent: train them"), "failed", "weights are absent: train them"),
-    "memory": (MemoryError("too large"), "failed", "MemoryError: too large"),
+    "memory": (
+        MemoryError("too large"),
+        "failed",
+        "memory ran out on one sample (too large): free some, or take a smaller network",
+    ),
     "a refusal": (NotApplicable("no rule for sin"), "skipped", "no rule for sin"),
 }
 
