@@ -27,10 +27,7 @@ from tests.certify.builders import batch as certified_batch
 from tests.certify.builders import model as certified_model
 from tests.elsewhere import ELSEWHERE, Elsewhere, another_device
 
-LONG = (
-    "apgd", "boundary", "brendel-bethge", "cascade", "fab", "flow", "geoda", "lbfgs", "lighting",
-    "minimum-norm", "patch", "rays", "sign-opt", "substitute", "universal", "variance-tuned",
-)  # fmt: skip
+QUICK = ("deepfool", "fgsm", "hopskipjump", "pgd", "square", "strongest", "transfer", "turtle")
 CLOCKED = {"exact", "window-split", "parameter-split"}
 
 
@@ -46,7 +43,7 @@ def _attacked(name: str, device: torch.device | str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in ATTACKS.names()]
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ATTACKS.names()]
 )
 def test_attacks_find_the_same_points(name: str) -> None:
     here = _attacked(name, "cpu")
@@ -120,12 +117,14 @@ def _same(question: Callable[[nn.Module], Any], network: nn.Module) -> None:
         assert str(question(copy.deepcopy(network).to(ELSEWHERE))) == here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("rotation", 5), ("corruption", 2)])
 def test_the_bracket_is_the_same(norm: str, eps: float) -> None:
     network, x, y = _zoo("conv-small+polytope")
     _same(lambda there: evaluate(there, x, y, norm=norm, eps=eps), network)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("front", FRONTS)
 def test_defences_at_the_input_are_attacked_as_well(front: str) -> None:
     network, x, y = _zoo(f"conv-small+{front}")
