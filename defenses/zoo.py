@@ -148,7 +148,7 @@ def make(
     download: bool = False,
     folder: Path = SHIPPED,
 ) -> Iterator[TrainingStep]:
-    """Trains `name`, measures it on MNIST's test images and stores weights and card.
+    """Trains `name`, measures it on its family's test images and stores weights and card.
 
     Yields progress; resumes from the last finished epoch of an interrupted run.
     """
