@@ -12,7 +12,8 @@ from certify.entry_bounds import EntryBounds, rows_at_once
 from certify.graph import Graph
 from certify.ibp import IntervalPass, margin_rows
 from certify.relaxation import Relaxation
-from certify.rules.operation import Relaxed
+from certify.rules.activation import ReLU
+from certify.rules.operation import Affine, Relaxed
 from models.threat import ThreatModel
 
 Slope = Callable[[Relaxed, Interval], Tensor | None]
@@ -64,7 +65,8 @@ def relax(
                 passes.found[source] = found = found.intersect(known[source])
             wanted = operation.undecided(found) if intervals else torch.ones_like(found.lower).bool()
             for alpha, entry_bounds in zip(alphas, linear, strict=True):
-                found = entry_bounds.of(Relaxation(graph, x, threat, bounds, alpha), source, wanted)
+                relaxation = Relaxation(graph, x, threat, bounds, alpha)
+                found = entry_bounds.of(relaxation, source, wanted, _only_signs(graph, i))
                 if intervals:
                     # What the lines so far decide has no line to gain from others.
                     wanted = wanted & operation.undecided(found)
@@ -77,6 +79,25 @@ def relax(
                     alpha[i] = value.detach()
         passes.step(i)
     return Relaxation(graph, x, threat, bounds, alphas[-1] if alphas else {})
+
+
+def _only_signs(graph: Graph, node: int) -> bool:
+    """Whether of an input that a node decides the sign is all that counts: a ReLU that no relaxed node reads.
+
+    The lines of what reads it, a maximum for one, follow from both ends.
+    """
+    if not isinstance(graph.nodes[node].operation, ReLU):
+        return False
+    copies = {node}
+    for i in range(node + 1, len(graph.nodes)):
+        if copies.isdisjoint(graph.nodes[i].inputs):
+            continue
+        operation = graph.nodes[i].operation
+        if isinstance(operation, Relaxed):
+            return False
+        if isinstance(operation, Affine) and operation.copies:
+            copies.add(i)
+    return True
 
 
 def margins(relaxation: Relaxation, y: Tensor) -> Tensor:

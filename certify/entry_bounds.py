@@ -22,6 +22,10 @@ from certify.windows import Windows
 MEMORY = 16 * 2**20
 COPIES = 6
 
+# Of a sample's entries; asking for one end after the other costs a pass more.
+FEW = 0.2
+
+Bound = Callable[[Tensor, Tensor | None], Interval]
 Pick = Callable[[Tensor], tuple[int, Tensor, Tensor | float]]
 
 
@@ -39,23 +43,28 @@ class EntryBounds:
     _bounded: dict[int, Tensor] = field(default_factory=dict)
     _alone: dict[int, Interval] = field(default_factory=dict)
 
-    def of(self, relaxation: Relaxation, node: int, wanted: Tensor) -> Interval:
-        """Bounds on a node, of which the `wanted` entries (n, *shape) are sought."""
+    def of(self, relaxation: Relaxation, node: int, wanted: Tensor, signs: bool = False) -> Interval:
+        """Bounds on a node, of which the `wanted` entries (n, *shape) are sought.
+
+        With `signs` an entry's sign is all that counts: one whose first end tells it keeps the other.
+        """
         operation, inputs = relaxation.graph.nodes[node].operation, relaxation.graph.nodes[node].inputs
         of_bounded = isinstance(operation, Activation) and inputs[0] in relaxation.bounds
         if node in self.passes.exact or (of_bounded and self.intervals):
             # The interval of a function of single, bounded entries is no looser than its lines.
             return self.passes.found[node]
         if not isinstance(operation, Affine) or not operation.copies:
-            return self._linear(relaxation, node, wanted)
+            return self._linear(relaxation, node, wanted, signs)
         shapes = relaxation.graph.shapes(relaxation.x)
         rows = wanted.to(relaxation.x.dtype).unsqueeze(1)
         masks = operation.transpose(rows, *(shapes[j] for j in inputs))
-        parts = [self.of(relaxation, j, mask[:, 0] != 0) for j, mask in zip(inputs, masks, strict=True)]
+        parts = [
+            self.of(relaxation, j, mask[:, 0] != 0, signs) for j, mask in zip(inputs, masks, strict=True)
+        ]
         found = operation.interval(*parts)
         return found.intersect(self.passes.found[node]) if self.intervals else found
 
-    def _linear(self, relaxation: Relaxation, node: int, wanted: Tensor) -> Interval:
+    def _linear(self, relaxation: Relaxation, node: int, wanted: Tensor, signs: bool) -> Interval:
         known = self.passes.found[node]
         if not self.intervals:
             unknown = torch.full_like(known.lower, torch.inf)
@@ -65,7 +74,10 @@ class EntryBounds:
         operation, sought = relaxation.graph.nodes[node].operation, wanted
         if isinstance(operation, Affine):
             sought = operation.distinct(wanted)
-        found = bound_entries(relaxation, node, sought, known, self.deadline)
+        signs = signs and self.intervals
+        found = bound_entries(relaxation, node, sought, known, self.deadline, signs)
+        if signs:
+            wanted = wanted & (found.lower < 0) & (found.upper > 0)
         if isinstance(operation, Affine):
             found = operation.mirrored(found)
         if self.intervals:
@@ -77,52 +89,83 @@ class EntryBounds:
 
 
 def bound_entries(
-    relaxation: Relaxation, node: int, wanted: Tensor, known: Interval | None, deadline: float
-) -> Interval:
-    """Linear bounds on the wanted entries (n, *shape) of a node; others, and late ones, stay as known."""
+    relaxation: Relaxation, node: int, wanted: Tensor, known: Interval | None, deadline: float,
+    signs: bool = False,
+) -> Interval:  # fmt: skip
+    """Linear bounds on the wanted entries (n, *shape) of a node; others, and late ones, stay as known.
+
+    With `signs` the end nearer to zero comes first, and an entry whose sign it tells keeps the other; but
+    where intervals leave few of a sample's entries open, lines rarely tell more, and both come at once.
+    """
     if known is not None and (not bool(wanted.any()) or time.monotonic() > deadline):
         return known
     seen = views(relaxation.graph, relaxation.x, node)
-    if seen is not None:
-        return _through_windows(relaxation, node, wanted, known, seen, deadline)
-    mask = entries(wanted, 1)
-    lower = mask.new_full(mask.shape, -torch.inf, dtype=relaxation.x.dtype)
-    upper = -lower
-    if known is not None:
-        lower, upper = entries(known.lower, 1), entries(known.upper, 1)
-    pick = _entry_rows(relaxation, node)
-    pieces = []
-    for samples, piece in _sample_chunks(relaxation, mask):
-        part = relaxation.select(samples)
-        below, above = lower[samples], upper[samples]
-        size = rows_at_once(relaxation.graph, relaxation.x, len(piece))
-        for places in piece.split(size, 1) if piece.shape[1] else ():
-            if time.monotonic() > deadline:
-                break
-            start, rows, constant = pick(places)
-            found = part.range(start, rows)
-            below = below.scatter(1, places, found.lower + constant)
-            above = above.scatter(1, places, found.upper + constant)
-        pieces.append((below, above))
-    below, above = (torch.cat(part).reshape(wanted.shape) for part in zip(*pieces, strict=True))
-    return Interval(below, above)
+    bound = _rows(relaxation, node, deadline) if seen is None else _windows(relaxation, node, seen, deadline)
+    if known is None:
+        return bound(wanted, None)
+    if not signs or relaxation.antisymmetric(node):
+        found = bound(wanted, None)
+        return Interval(
+            torch.where(wanted, found.lower, known.lower), torch.where(wanted, found.upper, known.upper)
+        )
+    shares = entries(wanted, 1).double().mean(1).reshape(-1, *[1] * (wanted.dim() - 1))
+    above, turns = known.upper < -known.lower, wanted & (shares > FEW)
+    found = known.intersect(bound(turns, above)) if bool(turns.any()) else known
+    still = turns & (found.lower < 0) & (found.upper > 0)
+    for some, side in ((still, ~above), (wanted & ~turns, None)):
+        if bool(some.any()):
+            found = found.intersect(bound(some, side))
+    return found
 
 
-def _through_windows(
-    relaxation: Relaxation, node: int, wanted: Tensor, known: Interval | None, seen: Mapping[int, View],
-    deadline: float,
-) -> Interval:  # fmt: skip
-    """`bound_entries` for a node whose entries see a small part of the input each."""
+def _windows(relaxation: Relaxation, node: int, seen: Mapping[int, View], deadline: float) -> Bound:
+    """Bounds on entries that see a small part of the input each."""
     windows = Windows(
         relaxation.graph, relaxation.x, relaxation.threat, relaxation.bounds, relaxation.alpha, seen,
         symmetric=relaxation.antisymmetric(node),
     )  # fmt: skip
-    found = windows.range(wanted, deadline)
-    if known is None:
-        return Interval(found.lower.reshape(wanted.shape), found.upper.reshape(wanted.shape))
-    return Interval(
-        known.lower.masked_scatter(wanted, found.lower), known.upper.masked_scatter(wanted, found.upper)
-    )
+
+    def bound(wanted: Tensor, above: Tensor | None) -> Interval:
+        unknown = torch.full_like(wanted, torch.inf, dtype=relaxation.x.dtype)
+        found = windows.range(wanted, deadline, above)
+        return Interval(
+            (-unknown).masked_scatter(wanted, found.lower), unknown.masked_scatter(wanted, found.upper)
+        )
+
+    return bound
+
+
+def _rows(relaxation: Relaxation, node: int, deadline: float) -> Bound:
+    """Bounds on entries by rows over everything before the node."""
+    pick = _entry_rows(relaxation, node)
+
+    def bound(wanted: Tensor, above: Tensor | None) -> Interval:
+        pieces, side = [], None if above is None else entries(above, 1)
+        for samples, piece in _sample_chunks(relaxation, entries(wanted, 1)):
+            part = relaxation.select(samples)
+            upper = torch.full_like(entries(wanted, 1)[samples], torch.inf, dtype=relaxation.x.dtype)
+            lower = -upper
+            size = rows_at_once(relaxation.graph, relaxation.x, len(piece))
+            for places in piece.split(size, 1) if piece.shape[1] else ():
+                if time.monotonic() > deadline:
+                    break
+                start, rows, constant = pick(places)
+                found = _ends(part, start, rows, None if side is None else side[samples].gather(1, places))
+                lower = lower.scatter(1, places, found.lower + constant)
+                upper = upper.scatter(1, places, found.upper + constant)
+            pieces.append((lower, upper))
+        return Interval(*(torch.cat(part).reshape(wanted.shape) for part in zip(*pieces, strict=True)))
+
+    return bound
+
+
+def _ends(relaxation: Relaxation, node: int, rows: Tensor, above: Tensor | None) -> Interval:
+    """Bounds (n, k) on rows . value(node); from one side where `above` (n, k) says which, else infinite."""
+    if above is None:
+        return relaxation.range(node, rows)
+    turned = torch.where(above, -1.0, 1.0).to(rows).reshape(*above.shape, *[1] * (rows.dim() - 2))
+    found = relaxation.lower(node, rows * turned)
+    return Interval(found.masked_fill(above, -torch.inf), (-found).masked_fill(~above, torch.inf))
 
 
 def _entry_rows(relaxation: Relaxation, node: int) -> Pick:

@@ -103,8 +103,9 @@ class Relaxation:
                 above = above if pulled.opposite is None else above - pulled.opposite
             for j, part in zip(inputs, parts, strict=True):
                 pending[j] = pending[j] + part if j in pending else part
-        none = rows.new_zeros(*rows.shape[:2], *self.x.shape[1:])
-        return pending.get(0, none), below, above
+        if 0 not in pending:
+            pending[0] = rows.new_zeros(*rows.shape[:2], *self.x.shape[1:])
+        return pending[0], below, above
 
     def pull(self, i: int, rows: Tensor, both: bool) -> Pulled:
         """Rows (n, k, *output) on relaxed node i as rows on its input; `both` asks for their opposite too."""

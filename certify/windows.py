@@ -48,20 +48,22 @@ class Windows:
     _known: dict[int, Lines] = field(default_factory=dict, repr=False)
     _chosen: dict[int, Choice] = field(default_factory=dict, repr=False)
 
-    def range(self, wanted: Tensor, deadline: float = torch.inf) -> Interval:
+    def range(self, wanted: Tensor, deadline: float = torch.inf, above: Tensor | None = None) -> Interval:
         """Bounds (m,) on the wanted entries (n, c, h, w) of the last node seen, in `nonzero` order.
 
-        What is left once time.monotonic() has passed `deadline` is unbounded.
+        What is left once time.monotonic() has passed `deadline` is unbounded, as is one end of each entry
+        where `above` (n, c, h, w) asks for the other: the upper one where it holds.
         """
         entries = wanted.nonzero()
+        sides = None if above is None else above[wanted]
         shapes = self.graph.shapes(self.x)
         widest = max(shapes[i][0] * view.size[0] * view.size[1] for i, view in self.seen.items())
         unbounded = self.x.new_full((len(entries),), torch.inf)
         pieces = [Interval(unbounded[:0], unbounded[:0])]
-        for piece in entries.split(max(1, CHUNK // (8 * widest))):
+        for places in torch.arange(len(entries), device=entries.device).split(max(1, CHUNK // (8 * widest))):
             if time.monotonic() > deadline:
                 break
-            pieces.append(self._range(piece))
+            pieces.append(self._range(entries[places], None if sides is None else sides[places]))
         done = sum(len(piece.lower) for piece in pieces)
         return Interval(
             torch.cat([*(piece.lower for piece in pieces), -unbounded[done:]]),
@@ -79,17 +81,22 @@ class Windows:
         constants = torch.as_tensor(constant).to(plane).expand(len(entries), 1)
         return plane[:, 0].flatten(1), (channel + places[:, None]).flatten(1), constants[:, 0]
 
-    def _range(self, entries: Tensor) -> Interval:
-        plane, below, above = self._to_input(entries)
+    def _range(self, entries: Tensor, sides: Tensor | None) -> Interval:
+        plane, below, above = self._to_input(entries, sides)
         ends = self._over_threat(plane, entries)
         lower, upper = ends.lower + below, ends.upper + above
+        if sides is not None:
+            end = lower[:, 0]
+            return Interval(end.masked_fill(sides, -torch.inf), (-end).masked_fill(~sides, torch.inf))
         if self.symmetric:
             return Interval(lower[:, 0], upper[:, 0])
         return Interval(lower[:, 0], -lower[:, 1])
 
-    def _to_input(self, entries: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:
+    def _to_input(
+        self, entries: Tensor, sides: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | float, Tensor | float]:
         """Rows over the input's windows (m, k, c, h, w), and what is added to them below and above."""
-        last, rows, constant = self._start(entries)
+        last, rows, constant = self._start(entries, sides)
         pending = {last: rows}
         below: Tensor | float = constant
         above: Tensor | float = constant
@@ -112,8 +119,8 @@ class Windows:
                 pending[j] = pending[j] + part if j in pending else part
         return self._inside(0, pending[0], entries), below, above
 
-    def _start(self, entries: Tensor) -> tuple[int, Tensor, Tensor | float]:
-        """The node that rows start over, the rows (m, k, c, h, w), and their constant.
+    def _start(self, entries: Tensor, sides: Tensor | None) -> tuple[int, Tensor, Tensor | float]:
+        """The node that rows start over, the rows (m, k, c, h, w), and their constant; `sides` are negated.
 
         They start behind the affine operations that come first, whose rows depend on the channel alone.
         """
@@ -131,7 +138,8 @@ class Windows:
             (rows,) = _transposed(operation, rows)
             last = inputs[0]
         channel = entries[:, 1]
-        return last, rows[channel], constant[channel] if isinstance(constant, Tensor) else constant
+        some = (channel,) if sides is None else (channel[:, None], sides.long()[:, None])
+        return last, rows[some], constant[some] if isinstance(constant, Tensor) else constant
 
     def _back(self, node: int, rows: Tensor) -> tuple[Tensor, ...]:
         """`_transposed`, a convolution of small windows by its matrix."""

@@ -191,7 +191,8 @@ def pull_lines(rows: Tensor, lines: Lines, both: bool) -> Pulled:
         constant = constant + dot(rows - negative, lines.lower_intercept)
     below = rows * spread(lines.lower_slope, rows)
     if not lines.parallel:
-        return Pulled(below + negative * spread(lines.upper_slope - lines.lower_slope, rows), constant)
+        below = torch.addcmul(below, negative, spread(lines.upper_slope - lines.lower_slope, rows))
+        return Pulled(below, constant)
     if not both:
         return Pulled(below, constant)
     opposite = dot(negative, lines.upper_intercept) - dot(rows, lines.upper_intercept)

@@ -11,7 +11,7 @@ from torch import nn
 
 from certify import entry_bounds
 from certify.alpha_crown import AlphaCrown
-from certify.backward import adaptive_slope, parallel_slope, relax
+from certify.backward import adaptive_slope, margins, parallel_slope, relax
 from certify.base import CERTIFIERS
 from certify.crown import Crown
 from certify.crown_ibp import CrownIBP
@@ -345,3 +345,65 @@ def test_neurons_that_one_set_of_slopes_decides_are_not_bounded_by_the_next(monk
         values = graph.values(point)
         for node, bounds in both.bounds.items():
             assert bool(((values[node] >= bounds.lower - 1e-9) & (values[node] <= bounds.upper + 1e-9)).all())
+
+
+class Mixed(nn.Module):
+    """A value that a ReLU reads, whose output a maximum or a sigmoid reads, or that a sigmoid reads too."""
+
+    def __init__(self, ending):
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.second = nn.Linear(16, 36), nn.Linear(36, 36)
+        self.ending, self.last = (
+            ending,
+            nn.Linear({"maximum": 9, "sigmoid": 36, "both": 72, "relu": 36}[ending], 3),
+        )
+
+    def forward(self, x):
+        z = self.second(torch.relu(self.first(x.flatten(1))))
+        a = torch.relu(z)
+        if self.ending == "maximum":
+            a = nn.functional.max_pool2d(a.reshape(-1, 1, 6, 6), 2).flatten(1)
+        if self.ending == "sigmoid":
+            a = torch.sigmoid(a)
+        if self.ending == "both":
+            a = torch.cat([a, torch.sigmoid(z)], 1)
+        return self.last(a)
+
+
+def both_ends(inner):
+    return lambda relaxation, node, wanted, known, deadline, signs=False: inner(
+        relaxation, node, wanted, known, deadline
+    )
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("network", ["maximum", "sigmoid", "both", "relu", "conv"])
+def test_margins_are_those_of_both_ends_of_every_neuron(monkeypatch, network, norm):
+    torch.manual_seed(5)
+    convolutional = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, stride=2), nn.ReLU(), nn.Flatten(),
+        nn.Linear(54, 40), nn.ReLU(), nn.Linear(40, 3),
+    )  # fmt: skip
+    side = 8 if network == "conv" else 4
+    graph = trace((convolutional if network == "conv" else Mixed(network)).double())
+    x = torch.rand(6, 1, side, side, dtype=torch.float64)
+    y, threat = torch.arange(6) % 3, ThreatModel(norm, 0.05 if norm == "linf" else 0.3)
+    inner, asked = entry_bounds.bound_entries, []
+
+    def spied(relaxation, node, wanted, known, deadline, signs=False):
+        found = inner(relaxation, node, wanted, known, deadline, signs)
+        whole = inner(relaxation, node, wanted, known, deadline)
+        asked.append(bool(((whole.upper < found.upper - 1e-6) & wanted).any()))
+        open_ = wanted & (found.lower < 0) & (found.upper > 0)
+        assert torch.allclose(found.lower[open_], known.intersect(whole).lower[open_], atol=1e-12)
+        assert torch.allclose(found.upper[open_], known.intersect(whole).upper[open_], atol=1e-12)
+        return found
+
+    with torch.no_grad():
+        monkeypatch.setattr(entry_bounds, "bound_entries", spied)
+        ours = margins(relax(graph, x, threat, adaptive_slope), y)
+        monkeypatch.setattr(entry_bounds, "bound_entries", both_ends(inner))
+        assert torch.allclose(ours, margins(relax(graph, x, threat, adaptive_slope), y), atol=1e-9)
+    if network in ("relu", "conv"):
+        assert any(asked)
