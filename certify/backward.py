@@ -82,9 +82,9 @@ def relax(
 
 
 def _only_signs(graph: Graph, node: int) -> bool:
-    """Whether of an input that a node decides the sign is all that counts: a ReLU that no relaxed node reads.
+    """Whether a sign is all that counts of an entry that has one: so for a ReLU that only affine nodes read.
 
-    The lines of what reads it, a maximum for one, follow from both ends.
+    A maximum over it, for one, takes its lines from both ends.
     """
     if not isinstance(graph.nodes[node].operation, ReLU):
         return False

@@ -50,6 +50,11 @@ class Interval:
         reach = torch.where(radius > FAR, radius * (1 + LOST), radius)
         return Interval(centre - reach, centre + reach)
 
+    @staticmethod
+    def one_end(bound: Tensor, negated: Tensor) -> Interval:
+        """What is known of values of which `bound` is below each, or below its negative where `negated`."""
+        return Interval(bound.masked_fill(negated, -torch.inf), (-bound).masked_fill(~negated, torch.inf))
+
     def widened(self, slack: float) -> Interval:
         """Both ends moved outwards by slack (1 + |end|)."""
         lower, upper = self.lower, self.upper

@@ -22,9 +22,10 @@ from certify.windows import Windows
 MEMORY = 16 * 2**20
 COPIES = 6
 
-# Of a sample's entries; asking for one end after the other costs a pass more.
+# Up to this share of a sample's entries both ends are sought in one pass.
 FEW = 0.2
 
+# Of the wanted entries, and from which side alone: what is not asked for is infinite.
 Bound = Callable[[Tensor, Tensor | None], Interval]
 Pick = Callable[[Tensor], tuple[int, Tensor, Tensor | float]]
 
@@ -104,10 +105,7 @@ def bound_entries(
     if known is None:
         return bound(wanted, None)
     if not signs or relaxation.antisymmetric(node):
-        found = bound(wanted, None)
-        return Interval(
-            torch.where(wanted, found.lower, known.lower), torch.where(wanted, found.upper, known.upper)
-        )
+        return known.intersect(bound(wanted, None))
     shares = entries(wanted, 1).double().mean(1).reshape(-1, *[1] * (wanted.dim() - 1))
     above, turns = known.upper < -known.lower, wanted & (shares > FEW)
     found = known.intersect(bound(turns, above)) if bool(turns.any()) else known
@@ -154,7 +152,8 @@ def _rows(relaxation: Relaxation, node: int, deadline: float) -> Bound:
                 lower = lower.scatter(1, places, found.lower + constant)
                 upper = upper.scatter(1, places, found.upper + constant)
             pieces.append((lower, upper))
-        return Interval(*(torch.cat(part).reshape(wanted.shape) for part in zip(*pieces, strict=True)))
+        lower, upper = (torch.cat(part).reshape(wanted.shape) for part in zip(*pieces, strict=True))
+        return Interval(lower.masked_fill(~wanted, -torch.inf), upper.masked_fill(~wanted, torch.inf))
 
     return bound
 
@@ -164,8 +163,7 @@ def _ends(relaxation: Relaxation, node: int, rows: Tensor, above: Tensor | None)
     if above is None:
         return relaxation.range(node, rows)
     turned = torch.where(above, -1.0, 1.0).to(rows).reshape(*above.shape, *[1] * (rows.dim() - 2))
-    found = relaxation.lower(node, rows * turned)
-    return Interval(found.masked_fill(above, -torch.inf), (-found).masked_fill(~above, torch.inf))
+    return Interval.one_end(relaxation.lower(node, rows * turned), above)
 
 
 def _entry_rows(relaxation: Relaxation, node: int) -> Pick:

@@ -86,8 +86,7 @@ class Windows:
         ends = self._over_threat(plane, entries)
         lower, upper = ends.lower + below, ends.upper + above
         if sides is not None:
-            end = lower[:, 0]
-            return Interval(end.masked_fill(sides, -torch.inf), (-end).masked_fill(~sides, torch.inf))
+            return Interval.one_end(lower[:, 0], sides)
         if self.symmetric:
             return Interval(lower[:, 0], upper[:, 0])
         return Interval(lower[:, 0], -lower[:, 1])
@@ -120,7 +119,7 @@ class Windows:
         return self._inside(0, pending[0], entries), below, above
 
     def _start(self, entries: Tensor, sides: Tensor | None) -> tuple[int, Tensor, Tensor | float]:
-        """The node that rows start over, the rows (m, k, c, h, w), and their constant; `sides` are negated.
+        """The node that rows start over, the rows (m, k, c, h, w), and their constant; `sides` (m,) negate.
 
         They start behind the affine operations that come first, whose rows depend on the channel alone.
         """

@@ -354,10 +354,8 @@ class Mixed(nn.Module):
         super().__init__()
         torch.manual_seed(3)
         self.first, self.second = nn.Linear(16, 36), nn.Linear(36, 36)
-        self.ending, self.last = (
-            ending,
-            nn.Linear({"maximum": 9, "sigmoid": 36, "both": 72, "relu": 36}[ending], 3),
-        )
+        self.ending = ending
+        self.last = nn.Linear({"maximum": 9, "sigmoid": 36, "both": 72, "relu": 36}[ending], 3)
 
     def forward(self, x):
         z = self.second(torch.relu(self.first(x.flatten(1))))
