@@ -39,6 +39,8 @@ EPS |= {"spatial": 3, "rotation": 90, "translation": 0.5, "corruption": 5, "patc
 EPS |= {"flow": 2, "lighting": 0.4, "brightness": 0.4, "contrast": 0.9}
 NAMES = ATTACKS.names()
 CASES = [(name, norm) for name in NAMES for norm in ATTACKS[name].norms]
+LONG = ("minimum-norm", "lbfgs", "brendel-bethge", "boundary", "fab", "variance-tuned", "salt-and-pepper")
+REPEATED = [pytest.param(*case, marks=pytest.mark.slow if case[0] in LONG else ()) for case in CASES]
 MINIMAL = [(name, norm) for name, norm in CASES if ATTACKS[name].minimal]
 
 
@@ -130,7 +132,7 @@ def test_the_others_refuse_to_go_without(name):
         run(name, ATTACKS[name].norms[0], labelled(mlp(), images(3)), eps=False)
 
 
-@pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.parametrize(("name", "norm"), REPEATED)
 def test_same_seed_same_points(name, norm):
     batch = labelled(mlp(), images(15))
     first, second = (run(name, norm, batch) for _ in range(2))
@@ -138,7 +140,7 @@ def test_same_seed_same_points(name, norm):
     assert torch.equal(first.forward, second.forward)
 
 
-@pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.parametrize(("name", "norm"), REPEATED)
 def test_batch_size_changes_nothing(name, norm):
     batch = labelled(mlp(), images(14))
     whole = run(name, norm, batch, batch_size=64)
@@ -148,7 +150,7 @@ def test_batch_size_changes_nothing(name, norm):
         torch.testing.assert_close(whole.distance, parts.distance, equal_nan=True, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.parametrize(("name", "norm"), REPEATED)
 def test_order_of_samples_changes_nothing(name, norm):
     batch = labelled(mlp(), images(20))
     order = torch.arange(19, -1, -1)

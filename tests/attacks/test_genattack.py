@@ -107,6 +107,7 @@ def test_generations_by_hand():
     assert bool(threat.contains(batch.x.expand_as(points), points).all())
 
 
+@pytest.mark.slow
 def test_it_breaks_linear_models_beyond_the_exact_distance_and_none_within():
     model = random_linear(3, 16, box=WIDE)
     batch = labelled(model, images(5, (16,)))

@@ -144,6 +144,7 @@ def test_a_defence_in_a_matrix_is_refused_with_its_file(
     assert message in refused(tmp_path, text, capsys)
 
 
+@pytest.mark.slow
 def test_a_second_run_in_one_folder_is_refused_and_a_finished_one_is_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,6 +50,7 @@ def test_a_star_is_everything_registered() -> None:
     assert len({cell.id for cell in made.cells}) == len(made.cells) == 3 * 14
 
 
+@pytest.mark.slow
 def test_the_shipped_registries_are_in_full() -> None:
     """`full` has every judge and defence on the three main networks, `zoo` the same on all networks."""
     known = load()

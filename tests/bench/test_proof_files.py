@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 import bench.cli
 from models.checkpoint import SHIPPED
 from tests.bench.commands import command
@@ -52,6 +54,7 @@ def test_nothing_certified_writes_nothing(capsys, tmp_path):
     assert not [path for path in (tmp_path / "p").iterdir() if ".broken." not in path.name]
 
 
+@pytest.mark.slow
 def test_a_run_writes_the_files_of_its_certified_images(capsys, tmp_path):
     matrix, folder = tmp_path / "m.toml", tmp_path / "proofs"
     matrix.write_text(

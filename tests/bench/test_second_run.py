@@ -65,6 +65,7 @@ def test_a_second_run_needs_no_torch_and_says_what_one_that_tabulates_says(ran: 
     assert told(ran) == (0, second.stdout, "")
 
 
+@pytest.mark.slow
 def test_a_damaged_record_of_a_finished_run_is_run_again(ran: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(ran, folder)

@@ -118,6 +118,7 @@ def test_the_command_prints_the_table_and_writes_a_row_an_image(tmp_path, capsys
     assert (rows["upper"] <= rows["fab"]).all()
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_the_rows_of_finished_images(tmp_path, capsys, monkeypatch):
     whole = module.smallest_perturbations
 

@@ -112,6 +112,7 @@ def test_a_folder_that_takes_no_weights_is_named_before_anything_is_read(
         assert "name another folder" in error
 
 
+@pytest.mark.slow
 def test_two_do_not_train_one_network_in_one_folder(tmp_path: Path) -> None:
     root, name = root_of(tmp_path / "root", list(range(10)) * 3), "conv-small+l1-sparse(epochs=1)"
     line = ["train", name, "--data-root", str(root), "--out", str(tmp_path)]

@@ -35,7 +35,9 @@ def a_problem(seed, rows, widths=None):
 
 @torch.no_grad()
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("block", range(10))
+@pytest.mark.parametrize(
+    "block", [*range(3), *(pytest.param(block, marks=pytest.mark.slow) for block in range(3, 10))]
+)
 def test_both_methods_agree(block, rows):
     answers, undecided = [], 0
     for seed in range(10 * block, 10 * block + 10):
@@ -80,6 +82,7 @@ def test_a_search_that_is_stopped_goes_on_where_it_was():
     assert not tree.pool.group.numel()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_way_it_has_come_starts_at_0_never_shrinks_and_ends_at_1():
     walked = 0
@@ -153,6 +156,7 @@ def stalled_tree(monkeypatch, folded, targets, check, **options):
 DEEPER = (4, 9, 9, 3)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_plunges_agree_with_mixed_integer_programming(monkeypatch):
     answers, plunged = [], 0

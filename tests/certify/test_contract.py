@@ -36,6 +36,11 @@ SLOW = (
     ("lp-fast", "linf", "selected"),
     ("exact", "l2", "jumping"),
     ("exact", "l1", "jumping"),
+    ("exact", "linf", "jumping"),
+    ("parameter-split", "translation", "jumping"),
+    ("parameter-split", "lighting", "jumping"),
+    ("window-split", "l0", "jumping"),
+    ("window-split", "mask", "jumping"),
 )
 
 

@@ -338,7 +338,12 @@ def test_what_is_settled_on_envelopes_is_what_brute_force_says(
 
 
 @pytest.mark.parametrize(
-    ("mixed", "curves", "asked"), [(True, True, True), (False, False, False), (False, True, True)]
+    ("mixed", "curves", "asked"),
+    [
+        (True, True, True),
+        pytest.param(False, False, False, marks=pytest.mark.slow),
+        pytest.param(False, True, True, marks=pytest.mark.slow),
+    ],
 )
 def test_envelopes_are_asked_only_where_first_neurons_mix_inputs(
     mixed: bool, curves: bool, asked: bool, monkeypatch: pytest.MonkeyPatch

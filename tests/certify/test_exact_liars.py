@@ -37,10 +37,17 @@ def hard_cases():
 GARBAGE = {
     "not a number": torch.nan, "infinite": torch.inf, "negative": -7.0, "large": 1e12, "zero": 0.0,
 }  # fmt: skip
+QUICK = ("not a number", "large")
 
 
 @pytest.mark.usefixtures("on_phases")
-@pytest.mark.parametrize("value", GARBAGE.values(), ids=GARBAGE)
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(value, marks=() if name in QUICK else pytest.mark.slow, id=name)
+        for name, value in GARBAGE.items()
+    ],
+)
 def test_lying_solvers_prove_nothing_false_and_hand_in_no_false_witness(value, monkeypatch):
     asked = []
 

@@ -77,6 +77,7 @@ def honest(shipped, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_honest_proofs_of_the_shipped_network_are_accepted_at_their_certificates_margins(shipped, tmp_path):
     judged, data = shipped
     graph, x = prepare(judged, data.x)

@@ -372,6 +372,7 @@ print(torch.cat([value.flatten() for value in model.state_dict().values()]).toli
 """
 
 
+@pytest.mark.slow
 def test_absent_weights_are_trained_once_by_two_processes_that_want_them(tmp_path: Path) -> None:
     both = [
         subprocess.Popen(

@@ -179,6 +179,7 @@ def test_other_liars_remember_nothing(name: str) -> None:
     assert "memory" not in audit(classifier(LIARS[name](), name), batch.x, batch.y, eps=EPS).flags
 
 
+@pytest.mark.slow
 def test_the_verdict_says_what_was_measured() -> None:
     batch = panel(4)
     result = audit(classifier(LIARS["probabilities"](), "p"), batch.x, batch.y, eps="0.05")
@@ -218,7 +219,7 @@ def test_a_network_that_looks_at_its_batch_is_flagged_and_not_refused() -> None:
     assert "batch-dependent" in audit(LIARS["batch-dependent output"](), batch.x, batch.y, eps=0.05).flags
 
 
-@pytest.mark.parametrize("size", [1e-3, 1.0])
+@pytest.mark.parametrize("size", [1e-3, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_honest_logits_of_any_size_pass(size: float) -> None:
     """Short descents on the cross-entropy leave up to 85 % where 50 % withstand, and nothing is masked."""
     batch, network = panel(N), load(ModelName.parse("conv-small")).network

@@ -20,6 +20,7 @@ from models.threat import Box, ThreatModel
 
 MEAN, STD = 0.1307, 0.3081
 EMBEDDED = {"mnist": "mnist5k", "mnist-3-7": "mnist5k-3-7"}
+QUICK = ("conv-small", "conv-small+polytope", "fc500-150-10+adversarial-pgd", "linear-3-7", "mlp-tanh")
 SHIPPED_NAMES = sorted(json.loads(card.read_bytes())["name"] for card in SHIPPED.glob("*.json"))
 
 
@@ -121,7 +122,10 @@ def test_a_box_of_bytes_is_no_mistake() -> None:
     assert said(after(255, 0), Box(0, 255)) == []
 
 
-@pytest.mark.parametrize("name", SHIPPED_NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SHIPPED_NAMES],
+)
 def test_no_shipped_network_gives_a_sign_but_those_that_saturate_on_purpose(name: str) -> None:
     """Defensive distillation and its teacher are known to hide their gradients by large logits."""
     zoo = ModelName.parse(name)

@@ -106,12 +106,12 @@ def quantised(
 @pytest.mark.parametrize(
     ("way", "activations", "weights", "channels"),
     [
-        ("QOperator", "QUInt8", "QInt8", False),
-        ("QOperator", "QUInt8", "QUInt8", False),
+        pytest.param("QOperator", "QUInt8", "QInt8", False, marks=pytest.mark.slow),
+        pytest.param("QOperator", "QUInt8", "QUInt8", False, marks=pytest.mark.slow),
         ("QOperator", "QInt8", "QInt8", True),
-        ("QDQ", "QInt8", "QInt8", True),
+        pytest.param("QDQ", "QInt8", "QInt8", True, marks=pytest.mark.slow),
         ("QDQ", "QUInt16", "QInt16", False),
-        ("dynamic", "QUInt8", "QUInt8", False),
+        pytest.param("dynamic", "QUInt8", "QUInt8", False, marks=pytest.mark.slow),
         ("dynamic", "QUInt8", "QInt8", True),
     ],
 )

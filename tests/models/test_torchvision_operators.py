@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROBE = """
 import importlib, json, sys, types
@@ -54,6 +56,7 @@ def output(code: str) -> str:
     return shown.stdout
 
 
+@pytest.mark.slow
 def test_data_sets_and_transforms_import_twice() -> None:
     found = json.loads(output(PROBE.format(before="")))
     assert found["same"]

@@ -27,6 +27,7 @@ from models.recipe import Recipe
 NAMES = sorted(json.loads(card.read_bytes())["name"] for card in SHIPPED.glob("*.json"))
 CLEAN = {"lenet": 0.990, "fc500-150-10": 0.980, "conv-small": 0.987, "lenet+adversarial-pgd": 0.98}
 CLEAN["conv-small+polytope"] = 0.97
+QUICK = ("conv-small", "conv-small+polytope", "fc500-150-10", "lenet", "linear-3-7", "mlp-sigmoid")
 TRAINING_DATA = "0dcf8ec61dddb61495c32d4cb10aeda319a4275337ca5cc33e70450a3c44f0bb"
 
 
@@ -73,7 +74,7 @@ def test_a_cards_recipe_is_that_of_the_project(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if "wide" in name else ()) for name in NAMES]
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
 )
 def test_a_cards_accuracy_is_reproduced(name: str) -> None:
     """On the whole 5,000 images exactly, up to ties; the card was measured on the same ones."""
