@@ -14,7 +14,7 @@ from certify.relaxation import Relaxation
 from certify.rules.operation import Relaxed
 from certify.slopes import climbed
 
-# Slopes that climb together: each row has its own for every activation before it.
+# Slopes and entries of rows that climb together: each row has its own for every activation before it.
 CELLS = 4_000_000
 
 
@@ -60,7 +60,8 @@ def _climbed_ends(
     known = relaxation.bounds[node]
     lower, upper = known.lower.flatten().clone(), known.upper.flatten().clone()
     slopes = sum(part.numel() for part in relaxation.alpha.values())
-    for places in wanted.flatten().nonzero()[:, 0].split(max(1, CELLS // max(1, 2 * slopes))):
+    widest = max(shape.numel() for shape in relaxation.graph.shapes(relaxation.x)[: node + 1])
+    for places in wanted.flatten().nonzero()[:, 0].split(max(1, CELLS // (2 * max(slopes, widest)))):
         if time.monotonic() > deadline:
             break
         rows = lower.new_zeros(len(places), len(lower))

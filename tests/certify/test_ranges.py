@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from certify import range_branching
+from certify import range_branching, range_tightening
 from certify import settle as steps
 from certify.backward import adaptive_slope, parallel_slope, relax
 from certify.exact import Exact, settle
@@ -184,6 +184,30 @@ def test_tightened_ranges_hold_what_the_network_reaches_and_are_no_wider(activat
         assert (tighter.bounds[j].upper <= known.upper).all()
         assert (values[j] >= tighter.bounds[j].lower - 1e-9).all()
         assert (values[j] <= tighter.bounds[j].upper + 1e-9).all()
+
+
+def test_rows_that_climb_together_fit_the_memory_where_no_slope_is_free(monkeypatch):
+    """Lines of hard swish have no free slopes: rows over a wide value are large all the same."""
+    climbed, seen = range_tightening.climbed, []
+
+    def watched(relaxation, node, rows, *settings):
+        seen.append(rows.numel())
+        return climbed(relaxation, node, rows, *settings)
+
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 60), nn.Hardswish(), nn.Linear(60, 50), nn.Hardswish(), nn.Linear(50, 3)]
+    network = nn.Sequential(*layers).double()
+    x = torch.rand(1, 4, dtype=torch.float64)
+    relaxation = relax(trace(network), x, ThreatModel("linf", 0.5), adaptive_slope)
+    whole = tightened_ranges(relaxation, steps=2)
+    monkeypatch.setattr(range_tightening, "climbed", watched)
+    monkeypatch.setattr(range_tightening, "CELLS", 600)
+    parts = tightened_ranges(relaxation, steps=2)
+    assert len(seen) > 5
+    assert max(seen) <= 600
+    for node, known in whole.bounds.items():
+        torch.testing.assert_close(parts.bounds[node].lower, known.lower)
+        torch.testing.assert_close(parts.bounds[node].upper, known.upper)
 
 
 @pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.slow), 2])
