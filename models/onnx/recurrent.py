@@ -126,7 +126,7 @@ def recurrent(conversion: Conversion) -> tuple[Known, ...]:
 
 
 def _step(conversion: Conversion, value: Symbol, step: int) -> Symbol:
-    """One step of the input, (1, input)."""
+    """One of the rows that stand along the first axis, (1, entries)."""
     row = conversion.call(python.getitem, conversion.apart(value), (slice(None), step), batched=False)
     return conversion.reshaped(row, (1, value.shape[2]))
 
@@ -136,9 +136,7 @@ def _start(conversion: Conversion, place: int, direction: int, size: int) -> Val
     given = conversion.input(place) if conversion.current.op_type == "LSTM" or place == 5 else None
     if given is None:
         return np.zeros((1, size))
-    if isinstance(given, Symbol):
-        conversion.refuse("starts from a value of the network, which is not understood")
-    return given[direction]
+    return _step(conversion, given, direction) if isinstance(given, Symbol) else given[direction]
 
 
 def _stacked(conversion: Conversion, parts: list[Symbol], shape: tuple[int, ...]) -> Symbol:

@@ -18,12 +18,19 @@ def recurrent(width: int, directions: int = 1) -> tuple[np.ndarray, ...]:
     return tuple(RANDOM.standard_normal((directions, *shape)) for shape in shapes)
 
 
-def layer(operator: str, way: str, output: int = 0, start: bool = True, **attributes: object) -> File:
-    """A recurrent layer over three steps, or of samples first where its output is the last steps'."""
+def layer(
+    operator: str, way: str, output: int = 0, start: bool = True, read: bool = False, **attributes: object
+) -> File:
+    """A recurrent layer over three steps, or of samples first where its output is the last steps'.
+
+    It starts from zeros, from constants, or from the first steps where it `read`s its start.
+    """
     width, directions = {"RNN": 2, "GRU": 6, "LSTM": 8}[operator], 1 + (way == "bidirectional")
     file = File(*STEPS) if output == 0 else File(1, 3, 2)
     x = "x" if output == 0 else file.add("Transpose", "x", perm=[1, 0, 2])
     *weights, hidden = (file.constant(value) for value in recurrent(width, directions))
+    if read:
+        hidden = file.add("Slice", x, file.constant([0]), file.constant([directions]))
     more = ["", hidden, *([hidden] if operator == "LSTM" else [])] if start else []
     count = 3 if operator == "LSTM" else 2
     name = file.add(operator, x, *weights, *more, outputs=count, hidden_size=2, direction=way, **attributes)
@@ -220,6 +227,10 @@ CASES: dict[str, tuple[File, int, str | None]] = {
     "recurrent gates before": (layer("GRU", "forward", 0, False, linear_before_reset=1), 14, BOUNDED),
     "long memory": (layer("LSTM", "forward", 2), 14, BOUNDED),
     "long memory both ways": (layer("LSTM", "bidirectional", 1, False), 14, BOUNDED),
+    "recurrent from a value": (layer("RNN", "forward", read=True), 14, BOUNDED),
+    "recurrent gates from values": (layer("GRU", "bidirectional", read=True), 14, BOUNDED),
+    "long memory from values": (layer("LSTM", "bidirectional", 1, read=True), 14, BOUNDED),
+    "long memory from a value": (layer("LSTM", "reverse", 2, read=True), 14, BOUNDED),
     "volumes": (volumes(), 13, BOUNDED),
     "a branch": (branching(True), 13, BOUNDED),
     "the other branch": (branching(False), 13, BOUNDED),
