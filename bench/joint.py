@@ -11,21 +11,19 @@ import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from certify.declarations import Network, Variable
+from certify.declarations import ELEMENTS, Network, Variable
 from certify.input_bounds import Given
 from certify.joined import SideBySide, WithTerms
 from certify.vnnlib import Specification
 from models.errors import UserError
 from models.onnx.ending import without_softmax
-from models.onnx.reader import OnnxNetwork, Port, read
+from models.onnx.ports import Port, Told
+from models.onnx.reader import OnnxNetwork, read
 from models.onnx.runtime import Runtime, check_agreement
 
 TYPES = {
-    "float16": TensorProto.FLOAT16,
-    "bfloat16": TensorProto.BFLOAT16,
-    "float32": TensorProto.FLOAT,
-    "float64": TensorProto.DOUBLE,
-}
+    name.lower(): number for name, number in TensorProto.DataType.items() if name.lower() in ELEMENTS
+} | {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}
 
 
 def present(path: Path) -> Path:
@@ -52,9 +50,9 @@ class Joint:
         Raises UserError where they are not what the property declares.
         """
         paths = _paths(files, wanted.networks, vnnlib)
-        networks, runtimes = [], []
+        networks, runtimes, values = [], [], _values(wanted)
         for network, path in zip(wanted.networks, paths, strict=True):
-            found = _read(network, path)
+            found = _read(network, path, values)
             if wanted.version == 1:
                 _check_numbered(found, path)
             _check_ports(network, found, path, vnnlib)
@@ -138,10 +136,22 @@ def _paths(files: Mapping[str, Path], networks: Sequence[Network], vnnlib: Path)
     return [found[network.name] for network in networks]
 
 
-def _read(network: Network, path: Path) -> OnnxNetwork:
+def _values(wanted: Specification) -> Tensor:
+    """The value (inputs,) of each input that has but one in all properties, NaN for the others."""
+    ends = [wanted.given.inputs(end) for one in wanted.properties for end in (one.lower, one.upper)]
+    if not ends:
+        return torch.full((wanted.inputs,), torch.nan, dtype=torch.float64)
+    return torch.where(torch.stack([end == ends[0] for end in ends]).all(0), ends[0], torch.nan)
+
+
+def _read(network: Network, path: Path, values: Tensor) -> OnnxNetwork:
     names = [one.node for one in network.of("input") if one.node is not None]
     targets = [one.node for one in (*network.of("hidden"), *network.of("output"))]
-    return read(path, names, targets if network.name else ())
+    told = []
+    for variable in network.of("input"):
+        own = values[variable.first : variable.first + variable.size]
+        told.append(Told((variable.shape,), None if bool(own.isnan().any()) else tuple(own.tolist())))
+    return read(path, names, targets if network.name else (), told)
 
 
 def _check_numbered(network: OnnxNetwork, path: Path) -> None:

@@ -18,8 +18,11 @@ SHAPE = re.compile(r"\[((\d+,)*\d+)?\]")
 # What ONNX calls types of elements.
 KIND = re.compile(r"real|b?float\w+|u?int\d+|bool|string|complex\d+", re.IGNORECASE)
 
-# Types whose arithmetic is proved as that of the real numbers; a file asks for no other.
-ELEMENTS = ("real", "float16", "float32", "float64", "bfloat16")
+# Types whose arithmetic is proved as that of the real numbers, and those of inputs that do not vary.
+ELEMENTS = (
+    "real", "float16", "float32", "float64", "bfloat16",
+    "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -11,24 +11,35 @@ from torch import nn
 from certify.rules.activation import clamped
 from certify.rules.arithmetic import NEGATED, ScaleShift, Sum
 from certify.rules.jumps import Jumps
-from certify.rules.table import Call, Plan, Step, Value, rule
+from certify.rules.table import Call, Made, Plan, Step, Value, rule
+
+
+def _difference(call: Call, plan: Plan, *, larger: bool) -> Made:
+    """The first of two values, or of a value and a constant, less the second; or turned round."""
+    first, second = call.bind("input", "other").values()
+    if not larger:
+        first, second = second, first
+    if isinstance(first, Value) and isinstance(second, Value):
+        return plan.add(Sum(-1.0), first.index, second.index)
+    if isinstance(first, Value):
+        limit = call.constant(second)
+        return plan.add(ScaleShift(shift=lambda: -limit()), first.index)
+    return plan.add(ScaleShift(scale=lambda: -1.0, shift=call.constant(first)), call.value(second))
 
 
 def _compared(call: Call, kind: str, *, larger: bool) -> list[Step]:
     """Whether the first of two values, or of a value and a constant, is the larger; or the second."""
-    first, second = call.bind("input", "other").values()
-    if not larger:
-        first, second = second, first
     plan = Plan()
-    if isinstance(first, Value) and isinstance(second, Value):
-        difference = plan.add(Sum(-1.0), first.index, second.index)
-    elif isinstance(first, Value):
-        limit = call.constant(second)
-        difference = plan.add(ScaleShift(shift=lambda: -limit()), first.index)
-    else:
-        difference = plan.add(ScaleShift(scale=lambda: -1.0, shift=call.constant(first)), call.value(second))
-    plan.add(Jumps(kind), difference)
+    plan.add(Jumps(kind), _difference(call, plan, larger=larger))
     return plan.steps
+
+
+def _equal(call: Call) -> Plan:
+    """1 where a = b, else 0: 1[a >= b] - 1[a > b]."""
+    plan = Plan()
+    difference = _difference(call, plan, larger=True)
+    plan.add(Sum(-1.0), plan.add(Jumps("at least"), difference), plan.add(Jumps("above"), difference))
+    return plan
 
 
 @rule(operator.gt, torch.gt, torch.greater, "gt", "greater")
@@ -53,6 +64,18 @@ def less(call: Call) -> list[Step]:
 def less_equal(call: Call) -> list[Step]:
     """1 where a <= b, else 0, of two values or of a value and a constant."""
     return _compared(call, "at least", larger=False)
+
+
+@rule(operator.eq, torch.eq, "eq")
+def equal(call: Call) -> list[Step]:
+    """1 where a = b, else 0, of two values or of a value and a constant."""
+    return _equal(call).steps
+
+
+@rule(operator.ne, torch.ne, torch.not_equal, "ne", "not_equal")
+def not_equal(call: Call) -> list[Step]:
+    """0 where a = b, else 1, of two values or of a value and a constant."""
+    return [*_equal(call).steps, ((NEGATED, ScaleShift(shift=lambda: 1.0)), (-1,))]
 
 
 @rule(torch.heaviside, "heaviside")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from onnx import NodeProto, helper
 from torch import fx, nn
 
 from models.errors import NotApplicable
+from models.onnx.ports import Told
 from models.onnx.reader import OnnxNetwork, load_model, read
 
 # What may stand behind labels without choosing among them.
@@ -36,13 +38,16 @@ def without_softmax(network: nn.Module) -> nn.Module:
     return fx.GraphModule(network, graph, "OnnxNetwork").eval()
 
 
-def read_classifier(path: Path) -> OnnxNetwork:
-    """The network in `path`, or its scores where the file returns a label alone: that of the largest."""
-    finder = _finder(path)
+def read_classifier(path: Path, shapes: Sequence[tuple[int, ...]] = ()) -> OnnxNetwork:
+    """The network in `path`, or its scores where the file returns a label alone: that of the largest.
+
+    `shapes` are those that its input may have where the file leaves sizes open.
+    """
+    finder, told = _finder(path), [Told(tuple(shapes))]
     if finder is None:
-        return read(path)
+        return read(path, told=told)
     scores = finder.input[0]
-    network = read(path, targets=[scores])
+    network = read(path, targets=[scores], told=told)
     shape = network.targets[0].shape
     given = {attribute.name: helper.get_attribute_value(attribute) for attribute in finder.attribute}
     axis = int(given.get("axis", 0 if finder.op_type == "ArgMax" else -1))

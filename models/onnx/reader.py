@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import math
 import operator
 import zlib
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import onnx
 import onnx.inliner
 import torch
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx.checker import ValidationError
 from torch import Tensor, fx, nn
 
@@ -41,26 +40,7 @@ from models.errors import NotApplicable, UserError
 from models.onnx.chain import as_chain
 from models.onnx.conversion import Conversion, Symbol
 from models.onnx.patterns import with_gelu
-
-DTYPES: dict[int, torch.dtype] = {
-    TensorProto.FLOAT: torch.float32,
-    TensorProto.DOUBLE: torch.float64,
-    TensorProto.FLOAT16: torch.float32,
-    TensorProto.BFLOAT16: torch.float32,
-}
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or output of the file: its name, the shape that it declares and its type, an ONNX number."""
-
-    name: str
-    shape: tuple[int, ...]
-    element: int
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
+from models.onnx.ports import DTYPES, Port, Told, chosen_sources
 
 
 @dataclass(frozen=True)
@@ -69,7 +49,7 @@ class OnnxNetwork:
 
     `inputs` are what the file declares; their entries, in order, are what VNN-LIB counts. One alone has
     `shape`, or (1, *shape) where the file keeps an axis of samples; several stand one behind the other in a
-    row. `targets` are what is returned, one behind the other.
+    row, in which those of constants are not read. `targets` are what is returned, one behind the other.
     """
 
     network: nn.Module
@@ -95,30 +75,38 @@ def load_model(path: Path) -> ModelProto:
         raise UserError(f"{path} cannot be read as ONNX: {reason}") from None
 
 
-def read(path: Path, inputs: Sequence[str] = (), targets: Sequence[str | None] = ()) -> OnnxNetwork:
+def read(
+    path: Path, inputs: Sequence[str] = (), targets: Sequence[str | None] = (), told: Sequence[Told] = ()
+) -> OnnxNetwork:
     """The network in `path`; raises UserError, naming the operator, for what is not understood.
 
     The inputs and targets are the file's own, in its order, or those named: a target by any value's name, or
-    None for the next of the file's outputs.
+    None for the next of the file's outputs. `told` says of each input what is known beside the file.
     """
     model = load_model(path)
     try:
-        return convert(model, inputs, targets)
+        return convert(model, inputs, targets, told)
     except NotApplicable as refusal:
         raise NotApplicable(f"{path}: {refusal}") from None
     except UserError as mistake:
         raise UserError(f"{path}: {mistake}") from None
 
 
-def convert(model: ModelProto, inputs: Sequence[str] = (), targets: Sequence[str | None] = ()) -> OnnxNetwork:
+def convert(
+    model: ModelProto,
+    inputs: Sequence[str] = (),
+    targets: Sequence[str | None] = (),
+    told: Sequence[Told] = (),
+) -> OnnxNetwork:
     """The network of an ONNX model in memory."""
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     constants = {tensor.name: _array(tensor) for tensor in model.graph.initializer}
-    sources = _sources([value for value in model.graph.input if value.name not in constants], inputs)
+    declared = [value for value in model.graph.input if value.name not in constants]
+    sources = chosen_sources(declared, inputs, told)
     wanted = chosen_targets(model, targets)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    conversion = Conversion(DTYPES[sources[0].element], opsets)
+    conversion = Conversion(next(DTYPES[port.element] for port in sources if port.value is None), opsets)
     conversion.values.update(constants)
     shape = _placed(conversion, sources)
     for node in _needed(with_gelu(model).graph, wanted):
@@ -136,23 +124,6 @@ def convert(model: ModelProto, inputs: Sequence[str] = (), targets: Sequence[str
     return OnnxNetwork(chain, shape, sources, ports)
 
 
-def _sources(declared: Sequence[ValueInfoProto], names: Sequence[str]) -> tuple[Port, ...]:
-    """The inputs in the order of `names`, or the file's."""
-    by_name = {value.name: value for value in declared}
-    for name in names:
-        if name not in by_name:
-            raise UserError(f"there is no input '{name}': the file has {', '.join(by_name)}")
-    if not declared or (names and len(set(names)) < len(declared)):
-        given = ", ".join(by_name) or "none"
-        raise UserError(f"the network has {len(declared)} inputs ({given}): {len(names)} are named")
-    found = [by_name[name] for name in names] or list(declared)
-    for value in found:
-        if value.type.tensor_type.elem_type not in DTYPES:
-            kind = value.type.tensor_type.elem_type
-            raise NotApplicable(f"input '{value.name}' is of ONNX type {kind}, not a floating type")
-    return tuple(Port(value.name, _shape(value), value.type.tensor_type.elem_type) for value in found)
-
-
 def _placed(conversion: Conversion, sources: Sequence[Port]) -> tuple[int, ...]:
     """Declares the inputs, several as stretches of one row; the shape of what the network takes."""
     if len(sources) == 1:
@@ -167,9 +138,12 @@ def _placed(conversion: Conversion, sources: Sequence[Port]) -> tuple[int, ...]:
     conversion.values[""] = None
     for port in sources:
         stretch = (slice(None), slice(start, start + port.size))
+        start += port.size
+        if port.value is not None:
+            conversion.values[port.name] = port.value
+            continue
         part = conversion.call(operator.getitem, row, stretch)
         conversion.values[port.name] = conversion.reshaped(part, port.shape)
-        start += port.size
     return (total,)
 
 
@@ -199,16 +173,31 @@ def chosen_targets(model: ModelProto, wanted: Sequence[str | None]) -> list[str]
 
 def _results(conversion: Conversion, names: Sequence[str]) -> tuple[list[Symbol], tuple[Port, ...]]:
     """The values as rows (n, entries), and what they are in the file."""
+    found = [conversion.values.get(name) for name in names]
+    first = next((_row(conversion, value) for value in found if isinstance(value, Symbol)), None)
     rows, ports = [], []
-    for name in names:
-        value = conversion.values.get(name)
-        if not isinstance(value, Symbol):
+    for name, value in zip(names, found, strict=True):
+        if first is None or value is None:
             raise NotApplicable(f"output '{name}' does not depend on the input")
-        ports.append(Port(name, value.shape, 0))
-        if value.example.dim() != 2:
-            value = conversion.call(torch.reshape, value, (-1, value.example.numel()))
-        rows.append(value)
+        ports.append(Port(name, tuple(value.shape), 0))
+        rows.append(
+            _row(conversion, value) if isinstance(value, Symbol) else _constant(conversion, value, first)
+        )
     return rows, tuple(ports)
+
+
+def _row(conversion: Conversion, value: Symbol) -> Symbol:
+    if value.example.dim() == 2:
+        return value
+    return conversion.call(torch.reshape, value, (-1, value.example.numel()))
+
+
+def _constant(conversion: Conversion, value: np.ndarray, beside: Symbol) -> Symbol:
+    """What no input moves, once a sample of a row `beside` it."""
+    entries = conversion.tensor(value).reshape(-1)
+    one = conversion.call(operator.getitem, beside, (slice(None), slice(0, 1)))
+    nothing = conversion.call(torch.mul, one, torch.zeros_like(entries))
+    return conversion.call(torch.add, nothing, entries)
 
 
 def _needed(graph: GraphProto, targets: Sequence[str]) -> list[NodeProto]:
@@ -242,16 +231,3 @@ def _array(tensor: TensorProto) -> np.ndarray:
         return numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as error:
         raise UserError(f"constant '{tensor.name}' is damaged: {str(error).splitlines()[0]}") from None
-
-
-def _shape(source: ValueInfoProto) -> tuple[int, ...]:
-    """The declared shape, with a batch of one where the file leaves its size open."""
-    # Some exporters write an open size as 0 or -1.
-    sizes = [max(size.dim_value, 0) for size in source.type.tensor_type.shape.dim]
-    if not sizes:
-        raise NotApplicable(f"input '{source.name}' has no shape")
-    if len(sizes) > 1 and sizes[0] == 0:
-        sizes[0] = 1
-    if 0 in sizes:
-        raise NotApplicable(f"axis {sizes.index(0)} of input '{source.name}' has no fixed size")
-    return tuple(sizes)

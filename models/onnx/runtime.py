@@ -46,6 +46,8 @@ class Runtime:
         for sample in x.numpy().reshape(len(x), -1):
             given = {
                 port.name: sample[end - port.size : end].astype(dtype).reshape(port.shape)
+                if port.value is None
+                else port.value
                 for port, end, dtype in zip(self.inputs, ends, self.dtypes, strict=True)
             }
             found = self.session.run(self.targets, given)

@@ -84,10 +84,18 @@ def _for_images(network: OnnxNetwork, place: Place) -> nn.Module:
     raise UserError(f"{place.text} takes inputs of shape {shape}, but the images are {images}: {mend}")
 
 
+def _arrangements(images: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """How a file of open sizes may take one image (c, h, w): as it is, channels last, or flat."""
+    if len(images) != 3:
+        return [(1, *images)] if images else []
+    channels, height, width = images
+    return [(1, *images), (1, height, width, channels), (1, math.prod(images))]
+
+
 def _onnx(place: Place) -> nn.Module:
     """An ONNX file, in single precision, compared with onnxruntime on random inputs."""
     _alone(place, "an ONNX file")
-    network = read_classifier(place.path)
+    network = read_classifier(place.path, _arrangements(place.images))
     for kind, ports in (("inputs", network.inputs), ("outputs", network.targets)):
         if len(ports) > 1:
             names = ", ".join(port.name for port in ports)

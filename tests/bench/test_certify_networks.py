@@ -298,3 +298,49 @@ def test_a_classifier_has_one_input_and_one_output(tmp_path):
     batch = Batch.of(torch.rand(4, 2), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(UserError, match=r"has 2 inputs \(left, right\): a classifier has one"):
         open_model(f"onnx:{net}", batch, 2)
+
+
+def sized_and_chosen(path: Path) -> Path:
+    """The largest entry of x (1, sizes) plus column `which` of it, and `which` itself."""
+    file = File(1, "width")
+    file.add("ReduceMax", "x", axes=[1], keepdims=1)
+    file.add("Add", file.last, file.add("Gather", "x", "which", axis=1))
+    model = file.model()
+    model.graph.input.append(helper.make_tensor_value_info("which", TensorProto.INT64, [1]))
+    model.graph.output.append(helper.make_tensor_value_info("which", TensorProto.INT64, [1]))
+    onnx.save(model, str(path))
+    return path
+
+
+@pytest.mark.parametrize(("bound", "verdict"), [(1.501, "unsat"), (1.499, "sat")])
+@pytest.mark.parametrize("kind", ["int64", "real"])
+def test_open_sizes_and_integers_are_what_the_property_says(kind, bound, verdict, tmp_path, capsys):
+    """max(x) + x_2 for x_0, x_1, x_3 <= 1 and x_2 <= 1/2."""
+    net = sized_and_chosen(tmp_path / "net.onnx")
+    query = tmp_path / "query.vnnlib"
+    head = (
+        f"(vnnlib-version <2.0>)(declare-network f (declare-input X float32 [1,4]) "
+        f"(declare-input K {kind} [1]) (declare-output Y float32 [1,1]) (declare-output Z {kind} [1]))\n"
+    )
+    fixed = "(assert (== K[0] 2))\n(assert (<= X[0,2] 0.5))\n"
+    query.write_text(head + box("X", 4) + fixed + f"(assert (>= Y[0,0] {bound}))\n")
+    code, shown, errors = inside(capsys, "--onnx", net, "--vnnlib", query, "--timeout", "60")
+    assert (code, errors) == (0, "")
+    assert shown.splitlines()[0] == verdict
+    if verdict == "sat":
+        assert f"K {kind} [1]\n2" in shown
+        assert f"Z {kind} [1]\n2" in shown
+
+
+def test_an_integer_that_may_vary_is_refused_in_one_line(tmp_path, capsys):
+    net = sized_and_chosen(tmp_path / "net.onnx")
+    query = tmp_path / "query.vnnlib"
+    query.write_text(
+        "(vnnlib-version <2.0>)(declare-network f (declare-input X float32 [1,4]) "
+        "(declare-input K int64 [1]) (declare-output Y float32 [1,1]) (declare-output Z int64 [1]))\n"
+        + box("X", 4) + "(assert (<= K[0] 2))(assert (>= K[0] 1))(assert (>= Y[0,0] 1))\n"
+    )  # fmt: skip
+    code, _, errors = inside(capsys, "--onnx", net, "--vnnlib", query, "--timeout", "60")
+    assert code == 2
+    assert "'which' is of type INT64: only a property that fixes its value can be read" in errors
+    assert errors.count("\n") == 1

@@ -205,8 +205,8 @@ MISTAKES = {
         "line 2: 'h' is no network declared before",
     ),
     "element type": (
-        "(declare-network f (declare-input X int8 [2]) (declare-output Y real [2]))",
-        "line 1: 'int8' is not understood as a type: use real",
+        "(declare-network f (declare-input X complex64 [2]) (declare-output Y real [2]))",
+        "line 1: 'complex64' is not understood as a type: use real",
     ),
     "no shape": (
         "(declare-network f (declare-input X real 2) (declare-output Y real [2]))",

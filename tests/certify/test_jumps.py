@@ -135,6 +135,9 @@ CALLS = {
     "whole parts": lambda net, z, w: z // 0.3 + torch.floor_divide(w, 0.2),
     "comparisons": lambda net, z, w: (z > 0.1) * w + (w > 0.2) * z + (z >= w) * 0.5 + (w <= z) * 0.1,
     "turned comparisons": lambda net, z, w: (z < 0.1) * w + z.lt(w) * z + torch.ge(z, 0.1) * w,
+    "equal": lambda net, z, w: ((2 * z).round() == (2 * w).round()) * w + torch.eq(z.floor(), -1.0) * z,
+    "not equal": lambda net, z, w: torch.where((2 * z).round().ne(w.round()), z, w) + (w.ceil() != 1) * z,
+    "no division by nothing": lambda net, z, w: torch.where(w.relu() == 0, 0.3, z / (1 + w.relu())),
     "conditions": lambda net, z, w: (((z > 0) & ~(w > 0.1)) | z.le(-0.4)) * w,
     "conditions as numbers": lambda net, z, w: (z > 0).to(torch.float64) + (w > 0).type_as(z),
     "choices": lambda net, z, w: torch.where(z > 0.1, z, w) - torch.where(w < 0, 0.5, z),
@@ -256,7 +259,6 @@ def test_what_has_no_constant_or_no_rule_is_refused_by_name() -> None:
             judged, Batch.of(x, judged.logits(x).argmax(1)), ThreatModel("l2", 0.1), Randomness(0)
         )
     refused = {
-        "eq": lambda net, z, w: (z == w) * z,
         "trunc": lambda net, z, w: torch.trunc(z),
         "rounds to float16": lambda net, z, w: z.to(torch.float16),
         "needs the arguments condition, input, other": lambda net, z, w: torch.where(z > 0),

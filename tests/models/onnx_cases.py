@@ -292,6 +292,7 @@ CASES: dict[str, tuple[File, int, str | None]] = {
     "expand in front": (one("Expand", [2, 3, 4], shape=(3, 4)), 13, BOUNDED),
     "where": (chosen("Greater", ("x", -1.0)), 13, BOUNDED),
     "where of shapes": (chosen("LessOrEqual", ("mean", "x")), 13, BOUNDED),
+    "where of equals": (chosen("Equal", ("mean", "x")), 13, BOUNDED),
     "a comparison as a number": (counted(), 13, BOUNDED),
     "thresholded relu": (one("ThresholdedRelu", alpha=0.0), 13, BOUNDED),
     "a threshold that jumps": (one("ThresholdedRelu", alpha=0.3), 13, BOUNDED),

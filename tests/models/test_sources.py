@@ -320,12 +320,15 @@ def test_an_onnx_file_that_returns_a_label_for_each_place_is_no_classifier(tmp_p
         (1, (1, 6, 6, 1)),
         (3, (1, 108)),
         (3, (1, 6, 6, 3)),
+        (3, ("n", 3, "h", "w")),
+        (3, ("n", "h", "w", 3)),
+        (1, ("n", "entries")),
     ],
 )
 def test_an_onnx_file_takes_images_as_it_arranges_them(
-    channels: int, shape: tuple[int, ...], tmp_path: Path
+    channels: int, shape: tuple[int | str, ...], tmp_path: Path
 ) -> None:
-    """Flat, as a column, without channels or with channels last: a sum of the entries, each by its place."""
+    """Flat, as a column, without channels, channels last or of any size: a sum of entries by their place."""
     file = File(*shape)
     weights = np.arange(36.0 * channels * 2).reshape(channels, 6, 6, 2)
     last = weights.transpose(1, 2, 0, 3) if shape[-1] == 3 else weights
