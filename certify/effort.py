@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from certify.graph import Graph
 from certify.prepare import prepare
+from certify.rearranged import cut_before, root
 from certify.rules.operation import Affine
 from certify.view import views
 from models.base import Batch, Classifier
@@ -55,7 +56,12 @@ def _steps(graph: Graph, x: Tensor) -> Iterator[float]:
 
 def _pass(graph: Graph, x: Tensor, node: int, steps: list[float]) -> float:
     """The multiplications of one row's way from `node` back to the input."""
-    seen, shapes = views(graph, x, node), graph.shapes(x)
+    seen, base = views(graph, x, node), root(graph, x, node)
+    if seen is None and base is not None:
+        return _pass(
+            cut_before(graph, x, base), x.new_empty(1, *graph.shapes(x)[base]), node - base, steps[base:]
+        )
+    shapes = graph.shapes(x)
     if seen is None:
         return sum(steps[: node + 1])
     return sum(

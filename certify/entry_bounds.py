@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor
 from certify.bounds import Interval, entries
 from certify.graph import Graph
 from certify.ibp import IntervalPass
+from certify.rearranged import behind_rearrangement
 from certify.relaxation import Relaxation
 from certify.rules.activation import Activation
 from certify.rules.operation import Affine
-from certify.view import View, views
+from certify.view import views
 from certify.windows import Windows
 
 # Small enough for the rows of one chunk to stay near the cache, and far below any memory limit.
@@ -100,8 +101,7 @@ def bound_entries(
     """
     if known is not None and (not bool(wanted.any()) or time.monotonic() > deadline):
         return known
-    seen = views(relaxation.graph, relaxation.x, node)
-    bound = _rows(relaxation, node, deadline) if seen is None else _windows(relaxation, node, seen, deadline)
+    bound = _windows(relaxation, node, deadline) or _rows(relaxation, node, deadline)
     if known is None:
         return bound(wanted, None)
     if not signs or relaxation.antisymmetric(node):
@@ -116,8 +116,17 @@ def bound_entries(
     return found
 
 
-def _windows(relaxation: Relaxation, node: int, seen: Mapping[int, View], deadline: float) -> Bound:
-    """Bounds on entries that see a small part of the input each."""
+def _windows(relaxation: Relaxation, node: int, deadline: float) -> Bound | None:
+    """Bounds on entries that see a small part each of the input, or of its rearrangement; else none."""
+    seen = views(relaxation.graph, relaxation.x, node)
+    if seen is None:
+        behind = behind_rearrangement(relaxation, node)
+        if behind is None:
+            return None
+        relaxation, node = behind
+        seen = views(relaxation.graph, relaxation.x, node)
+    if seen is None:
+        return None
     windows = Windows(
         relaxation.graph, relaxation.x, relaxation.threat, relaxation.bounds, relaxation.alpha, seen,
         symmetric=relaxation.antisymmetric(node),
