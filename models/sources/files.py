@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from models.errors import UserError
 from models.onnx.ending import read_classifier
-from models.onnx.reader import OnnxNetwork
+from models.onnx.reader import OnnxNetwork, load_model
 from models.onnx.runtime import Runtime, check_agreement
-from models.sources.base import SOURCES, Place
+from models.sources.base import CONTENTS, SOURCES, Place
 
 # Copies of exported programs, which certificates make before they trace one, warn of torch's own code.
 warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
@@ -94,12 +95,18 @@ def _arrangements(images: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 def _onnx(place: Place) -> nn.Module:
     """An ONNX file, in single precision, compared with onnxruntime on random inputs."""
-    _alone(place, "an ONNX file")
-    network = read_classifier(place.path, _arrangements(place.images))
+    output = place.arguments.get("output")
+    _alone(
+        replace(place, arguments={k: v for k, v in place.arguments.items() if k != "output"}), "an ONNX file"
+    )
+    network = read_classifier(
+        place.path, _arrangements(place.images), None if output is None else str(output)
+    )
     for kind, ports in (("inputs", network.inputs), ("outputs", network.targets)):
         if len(ports) > 1:
             names = ", ".join(port.name for port in ports)
-            raise UserError(f"{place.text} has {len(ports)} {kind} ({names}): a classifier has one")
+            mend = f": name it, onnx:{place.text},output={ports[0].name}" if kind == "outputs" else ""
+            raise UserError(f"{place.text} has {len(ports)} {kind} ({names}): a classifier has one{mend}")
     low, high = torch.zeros(network.shape), torch.ones(network.shape)
     check_agreement(network, Runtime(place.path, network), low, high)
     return _for_images(network, place).float()
@@ -148,5 +155,6 @@ def _exported(place: Place) -> nn.Module:
 
 
 SOURCES.add("onnx", _onnx)
+CONTENTS["onnx"] = lambda place: load_model(place.path).SerializeToString(deterministic=True)
 SOURCES.add("torchscript", _torchscript)
 SOURCES.add("exported", _exported)

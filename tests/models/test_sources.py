@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from torch import nn
 
@@ -300,6 +302,66 @@ def test_an_onnx_file_that_returns_labels_is_judged_by_the_scores_behind_them(
     file.last = scores
     found, expected = (open_model(f"onnx:{p}", images(), 3).classifier for p in (path, file.write(plain)))
     assert torch.equal(found.logits(images().x), expected.logits(images().x))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "opset"),
+    [
+        ([("Softmax", {})], 13),
+        ([("Softmax", {"axis": 1})], 12),
+        ([("Softmax", {}), ("Reshape", [3, 1])], 12),
+        ([("Reshape", [1, 1, 3]), ("LogSoftmax", {"axis": 2}), ("Squeeze", [1])], 13),
+        ([("Softmax", {"axis": -1}), ("Identity", {}), ("ArgMax", {"axis": 1})], 13),
+    ],
+)
+def test_an_onnx_file_that_ends_in_a_softmax_is_judged_by_the_logits_before_it(
+    nodes: list[tuple[str, Any]], opset: int, tmp_path: Path
+) -> None:
+    file = File(1, 1, 6, 6)
+    file.add("Flatten")
+    scores = file.add("MatMul", file.last, file.weights(36, 3))
+    for name, settings in nodes:
+        if isinstance(settings, list):
+            file.add(name, file.last, file.constant(settings))
+        else:
+            file.add(name, **settings)
+    whole = file.model(opset)
+    whole.graph.output[0].type.tensor_type.elem_type = 7 if nodes[-1][0] == "ArgMax" else 1
+    path, plain = tmp_path / "net.onnx", tmp_path / "logits.onnx"
+    path.write_bytes(whole.SerializeToString())
+    del file.nodes[2:]
+    file.last = scores
+    found, expected = (
+        open_model(f"onnx:{p}", images(), 3).classifier for p in (path, file.write(plain, opset))
+    )
+    assert torch.equal(found.logits(images().x), expected.logits(images().x))
+
+
+def test_one_of_several_outputs_of_an_onnx_file_is_named(tmp_path: Path) -> None:
+    file = File("n", 1, "h", "w")
+    file.add("Flatten")
+    first = file.add("MatMul", file.last, file.weights(36, 3))
+    second = file.add("Softmax", file.add("MatMul", "flatten_0_0", file.weights(36, 3)))
+    model = file.model()
+    model.graph.output.append(helper.make_tensor_value_info(first, TensorProto.FLOAT, None))
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match=rf"has 2 outputs .*: name it, onnx:.*,output={second}$"):
+        open_model(f"onnx:{path}", images(), 3)
+    with pytest.raises(UserError, match=rf"has no output 'other': it has {second}, {first}"):
+        open_model(f"onnx:{path},output=other", images(), 3)
+    logits = [open_model(f"onnx:{path},output={name}", images(), 3).classifier for name in (first, second)]
+    x = images().x
+    for judged, place in zip(logits, (0, 1), strict=True):
+        weights = torch.from_numpy(numpy_helper.to_array(model.graph.initializer[place]).copy())
+        assert torch.allclose(judged.logits(x), x.flatten(1) @ weights, atol=1e-5)
+    marks = [ModelLine.parse(f"onnx:{path},output={name}").fingerprint() for name in (first, second)]
+    assert marks[0] != marks[1]
+    model.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(np.zeros((36, 3), np.float32), model.graph.initializer[0].name)
+    )
+    path.write_bytes(model.SerializeToString())
+    assert ModelLine.parse(f"onnx:{path},output={first}").fingerprint() != marks[0]
 
 
 def test_an_onnx_file_that_returns_a_label_for_each_place_is_no_classifier(tmp_path: Path) -> None:
