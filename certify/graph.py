@@ -148,7 +148,7 @@ def _traced(root: nn.Module, name: str) -> fx.Graph:
     except Exception as error:
         # The user's own forward runs on proxies here, and may fail in any way.
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        if isinstance(error, fx.proxy.TraceError):
+        if isinstance(error, fx.proxy.TraceError) or "in symbolic tracing" in reason:
             # The tracer's own errors go on with advice to those who call it.
             reason = reason.split(". ")[0]
         raise NotApplicable(f"the certificates cannot trace '{name}': {reason}") from error

@@ -155,10 +155,24 @@ class Listing(Rounded):
         return torch.stack([self.layer(row) for row in x])
 
 
-def test_what_no_certificate_can_trace_is_said_once_and_in_few_words() -> None:
+class Measuring(Rounded):
+    """Asks how many inputs there are, of which the tracer's refusal goes on with advice."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) * bool(len(x))
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (Listing, "Proxy object cannot be iterated"),
+        (Measuring, "'len' is not supported in symbolic tracing by default"),
+    ],
+)
+def test_what_no_certificate_can_trace_is_said_once_and_in_few_words(network, reason) -> None:
     x = torch.rand(4, 16, generator=torch.Generator().manual_seed(1))
-    model = Listing()
+    model = network()
     found = evaluate(model, x, model(x).argmax(1), eps=1e-4, attacks=["fgsm"])
     (said,) = [flag for flag in found.flags if "left out" in flag]
     assert said.startswith("certificates ibp, ")
-    assert said.endswith("cannot trace 'Listing': Proxy object cannot be iterated")
+    assert said.endswith(f"cannot trace '{network.__name__}': {reason}")
