@@ -55,7 +55,7 @@ def in_place(x, layer):
 
 
 REFUSED = {
-    "equality": (lambda x, layer: layer(x.flatten(1)) == 0, "eq"),
+    "fractions": (lambda x, layer: layer(x.flatten(1)).frac(), "frac"),
     "softmax over samples": (lambda x, layer: layer(x.flatten(1)).softmax(0), "softmax"),
     "truncation": (lambda x, layer: layer(x.flatten(1)).trunc(), "trunc"),
     "a power that varies": (lambda x, layer: x**x, "pow"),
