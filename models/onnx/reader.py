@@ -38,7 +38,8 @@ import models.onnx.transformers
 import models.onnx.triangles  # noqa: F401
 from models.errors import NotApplicable, UserError
 from models.onnx.chain import as_chain
-from models.onnx.conversion import Conversion, Symbol
+from models.onnx.conversion import Conversion, Known, Symbol
+from models.onnx.layers import linear
 from models.onnx.patterns import with_gelu
 from models.onnx.ports import DTYPES, Port, Told, chosen_sources
 
@@ -111,7 +112,8 @@ def convert(
     shape = _placed(conversion, sources)
     for node in _needed(with_gelu(model).graph, wanted):
         conversion.convert(node)
-    results, ports = _results(conversion, wanted)
+    varying = next(conversion.values[port.name] for port in sources if port.value is None)
+    results, ports = _results(conversion, wanted, varying)
     row = conversion.call(torch.cat, results, 1) if len(results) > 1 else results[0]
     conversion.graph.output(row.node)
     for node in reversed(conversion.graph.nodes):
@@ -171,17 +173,20 @@ def chosen_targets(model: ModelProto, wanted: Sequence[str | None]) -> list[str]
     return found
 
 
-def _results(conversion: Conversion, names: Sequence[str]) -> tuple[list[Symbol], tuple[Port, ...]]:
-    """The values as rows (n, entries), and what they are in the file."""
+def _results(
+    conversion: Conversion, names: Sequence[str], varying: Known
+) -> tuple[list[Symbol], tuple[Port, ...]]:
+    """The values as rows (n, entries), constants once for each sample of an input, and what the file has."""
+    assert isinstance(varying, Symbol)
     found = [conversion.values.get(name) for name in names]
-    first = next((_row(conversion, value) for value in found if isinstance(value, Symbol)), None)
+    moved = any(isinstance(value, Symbol) for value in found)
     rows, ports = [], []
     for name, value in zip(names, found, strict=True):
-        if first is None or value is None:
+        if not moved or value is None:
             raise NotApplicable(f"output '{name}' does not depend on the input")
         ports.append(Port(name, tuple(value.shape), 0))
         rows.append(
-            _row(conversion, value) if isinstance(value, Symbol) else _constant(conversion, value, first)
+            _row(conversion, value) if isinstance(value, Symbol) else _constant(conversion, value, varying)
         )
     return rows, tuple(ports)
 
@@ -192,12 +197,11 @@ def _row(conversion: Conversion, value: Symbol) -> Symbol:
     return conversion.call(torch.reshape, value, (-1, value.example.numel()))
 
 
-def _constant(conversion: Conversion, value: np.ndarray, beside: Symbol) -> Symbol:
-    """What no input moves, once a sample of a row `beside` it."""
+def _constant(conversion: Conversion, value: np.ndarray, varying: Symbol) -> Symbol:
+    """What no input moves, once for each sample of an input."""
     entries = conversion.tensor(value).reshape(-1)
-    one = conversion.call(operator.getitem, beside, (slice(None), slice(0, 1)))
-    nothing = conversion.call(torch.mul, one, torch.zeros_like(entries))
-    return conversion.call(torch.add, nothing, entries)
+    one = conversion.call(operator.getitem, _row(conversion, varying), (slice(None), slice(0, 1)))
+    return linear(conversion, torch.zeros_like(entries)[:, None], entries, one)
 
 
 def _needed(graph: GraphProto, targets: Sequence[str]) -> list[NodeProto]:

@@ -10,10 +10,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from certify.graph import trace
+from certify.ibp import IntervalPass
 from models.errors import NotApplicable, UserError
 from models.onnx.ports import Told
 from models.onnx.reader import convert, read
 from models.onnx.runtime import Runtime
+from models.threat import ThreatModel
 from tests.models.onnx_files import File
 
 
@@ -120,7 +123,7 @@ def test_a_network_without_a_variable_is_refused():
 def test_an_output_that_no_input_moves_stands_beside_one_that_it_does(tmp_path):
     file = File(1, 4)
     constant = file.add("Identity", file.constant(np.array([[1.5, -2.0]])))
-    file.add("Gemm", "x", file.weights(4, 3))
+    file.add("Reciprocal", file.add("Gemm", "x", file.weights(4, 3)))
     model = file.model()
     model.graph.output.insert(0, helper.make_tensor_value_info(constant, TensorProto.FLOAT, None))
     network = convert(model)
@@ -128,6 +131,13 @@ def test_an_output_that_no_input_moves_stands_beside_one_that_it_does(tmp_path):
     with torch.no_grad():
         found = network.network(x)
     assert found.shape == (3, 5)
+    # Of a reciprocal across zero nothing is known, of a constant beside it everything.
+    with torch.no_grad():
+        graph = trace(network.network)
+        passes = IntervalPass(graph, x, ThreatModel("linf", 1.0)).run()
+        ends = [passes.step(i) for i in sorted(graph.tail)][-1]
+    assert bool(torch.isinf(ends.upper[:, 2:]).any() | (ends.upper[:, 2:] > 1e6).any())
+    assert ends.lower[:, :2].tolist() == ends.upper[:, :2].tolist() == [[1.5, -2.0]] * 3
     assert found[:, :2].tolist() == [[1.5, -2.0]] * 3
     del model.graph.output[1]
     with pytest.raises(NotApplicable, match="does not depend on the input"):
