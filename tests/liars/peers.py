@@ -1,7 +1,8 @@
 """Who is fooled: `python -m tests.liars.peers` asks other libraries for each liar's robust accuracy.
 
-Foolbox's PGD and torchattacks' AutoAttack at their defaults, where they can be imported, beside `pgd` and the
-audit of this suite, on the same images. None of the others has a verdict on whether to believe its number.
+Foolbox's and ART's PGD and torchattacks' AutoAttack at their defaults, where they can be imported, beside
+`pgd` and the audit of this suite, on the same images. None of the others has a verdict on whether to believe
+its number.
 """
 
 from __future__ import annotations
@@ -40,7 +41,22 @@ def torchattacks_autoattack(model: nn.Module, batch: Batch) -> Tensor:
     return model(moved).argmax(1) != batch.y
 
 
-PEERS: dict[str, Judge] = {"foolbox": foolbox_pgd, "torchattacks": torchattacks_autoattack}
+def art_pgd(model: nn.Module, batch: Batch) -> Tensor:
+    """Which samples (n,) ART's linf PGD breaks."""
+    evasion = importlib.import_module("art.attacks.evasion")
+    estimators = importlib.import_module("art.estimators.classification")
+    wrapped = estimators.PyTorchClassifier(
+        model.eval(), loss=nn.CrossEntropyLoss(), input_shape=tuple(batch.x.shape[1:]), nb_classes=10,
+        clip_values=(0.0, 1.0), device_type="cpu",
+    )  # fmt: skip
+    attack = evasion.ProjectedGradientDescent(wrapped, eps=EPS, verbose=False)
+    moved = torch.from_numpy(attack.generate(batch.x.numpy(), y=batch.y.numpy()))
+    return model(moved).argmax(1) != batch.y
+
+
+PEERS: dict[str, Judge] = {
+    "foolbox": foolbox_pgd, "art": art_pgd, "torchattacks": torchattacks_autoattack,
+}  # fmt: skip
 
 
 def accuracy(judge: Judge, model: nn.Module, batch: Batch) -> str:
